@@ -1,0 +1,115 @@
+"""The ClientApp: `client.app:app`; one node with its own users, the same in every runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedrec import assemble
+from fedrec.config import Config
+from fedrec.data.batches import user_batches
+from fedrec.device.store import DeviceStore, PrivateState
+from fedrec.errors import PrivacyError, ProtocolError
+from fedrec.evaluation.nodes import evaluate_users
+from fedrec.federated.cohort import draw_cohort, sum_contributions
+from fedrec.flower.records import record_to_tensors, tensors_to_record
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Draw this node's users, fit them, and answer with the sum of their clipped contributions.
+
+    Privacy:
+        What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server is trusted
+        with it. Cohort size and clipping counts are sent in simulations only, or where there is no privacy.
+    """
+    node = _Node(message, context)
+    config, round_number = node.config, node.round
+    plan = assemble.plan_of(config)
+    node.check_plan("" if plan is None else plan.digest())
+    node.store.take_part(node.run_id, node.plan_digest, round_number, config.federated.num_rounds)
+    key = assemble.run_key(config).fold("round", round_number)
+    cohort = draw_cohort(node.data.user_keys, 1.0 if plan is None else plan.sampling_probability(round_number), key)
+    state = PrivateState(len(node.data.user_keys), node.store.load_state())
+    total, diagnostics = sum_contributions(
+        assemble.model_of(config),
+        node.shared,
+        user_batches(node.data.split.train, cohort, config.runtime.micro_batch),
+        float("inf") if plan is None else plan.clipping_norm,
+        key,
+        assemble.device_of(config),
+        keep=state.put,
+    )
+    node.store.save_state(state.tensors)
+    open_numbers = vars(diagnostics) if plan is None or node.is_simulation else {}
+    return node.reply(total.totals, open_numbers)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Rank this node's held-out items and answer with counts.
+
+    Privacy:
+        Metrics are computed on private data and not covered by epsilon: simulations only.
+    """
+    node = _Node(message, context)
+    config = node.config
+    if not node.is_simulation:
+        raise PrivacyError("an evaluation was asked for outside a simulation; its counts are not covered by the plan: refused")
+    phase = str(node.order["phase"])
+    if phase not in ("validation", "test"):
+        raise ProtocolError(f"phase {phase!r} is unknown; allowed are 'validation' and 'test'")
+    sampled = config.evaluation.sampled_99 and phase == "test"
+    counts = evaluate_users(
+        assemble.model_of(config),
+        node.shared,
+        node.data.split,
+        "test" if phase == "test" else "validation",
+        assemble.cutoffs(config),
+        config.evaluation.repeat,
+        (assemble.run_key(config), node.data.user_keys) if sampled else None,
+        assemble.device_of(config),
+    )
+    return node.reply({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in counts.items()}, {})
+
+
+class _Node:
+    """One message at one node: what was ordered, checked, and what the node has to answer it with."""
+
+    def __init__(self, message: Message, context: Context) -> None:
+        content = message.content
+        if "order" not in content or "shared" not in content:
+            raise ProtocolError(f"the message holds {sorted(content)}, it must hold 'order' and 'shared'")
+        self._message = message
+        self.order = ConfigRecord(dict(content["order"]))
+        self.config: Config = assemble.config_of_run(context.run_config)
+        self.round, self.run_id = int(self.order["round"]), str(self.order["run-id"])
+        self.plan_digest = str(self.order["plan"])
+        self.is_simulation = bool(context.run_config.get("simulation", False))
+        self.partition = int(context.node_config["partition-id"])
+        self.data = assemble.node_data(self.config.to_json(), self.partition, int(context.node_config["num-partitions"]))
+        folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
+        self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
+        self.shared = record_to_tensors(content["shared"], assemble.shared_spec(self.config.to_json()))
+
+    def check_plan(self, own_digest: str) -> None:
+        """Refuse to take part under another plan than this node's own, or as a node of too few users."""
+        if self.plan_digest != own_digest:
+            raise PrivacyError(f"the server announced plan {self.plan_digest!r}, this node's own is {own_digest!r}: refused")
+        privacy = self.config.privacy
+        if privacy is not None and len(self.data.user_keys) < privacy.min_users_per_node:
+            raise PrivacyError(
+                f"this node has {len(self.data.user_keys)} users, privacy.min_users_per_node={privacy.min_users_per_node}; a sum "
+                "over fewer would show the server too much: put more users on each node"
+            )
+
+    def reply(self, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> Message:
+        """Answer the message."""
+        report = MetricRecord({"round": self.round, "partition": self.partition, **numbers})
+        return Message(RecordDict({"values": tensors_to_record(tensors), "report": report}), reply_to=self._message)

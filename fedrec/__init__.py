@@ -1,0 +1,3 @@
+"""Federated recommendation with user-level differential privacy."""
+
+__version__ = "0.1.0"

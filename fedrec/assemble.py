@@ -1,0 +1,185 @@
+"""From a config to what it names: data, split, a node's share of it, model, plan and device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedrec.config import Config
+from fedrec.config import load as load_config
+from fedrec.data.catalogue import Dataset
+from fedrec.data.sources import load
+from fedrec.data.splits import Split, split
+from fedrec.errors import ConfigError
+from fedrec.evaluation.counts import Cutoffs
+from fedrec.models.protocol import FederatedModel
+from fedrec.models.registry import build_model
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.randomness import Key, user_keys
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """What one node of a simulation holds: its own users, and the public catalogue size.
+
+    Args:
+        split: the node's users only.
+        user_keys: (num_users,) uint64, what each user's random draws follow from.
+    """
+
+    split: Split
+    user_keys: np.ndarray
+
+
+@lru_cache(maxsize=2)
+def dataset(config_json: str) -> Dataset:
+    """Load the data set of a config (given as JSON, so that processes can cache it)."""
+    config = Config.from_json(config_json)
+    data = config.data
+    return load(
+        data.name,
+        data.path,
+        columns=data.columns.model_dump(exclude_unset=True),
+        min_rating=data.min_rating,
+        repeat=config.evaluation.repeat,
+        synthetic=data.synthetic,
+    )
+
+
+@lru_cache(maxsize=2)
+def whole_split(config_json: str) -> Split:
+    """Split the data set of a config by its protocol."""
+    config = Config.from_json(config_json)
+    return split(
+        config.evaluation.protocol,
+        dataset(config_json).interactions,
+        run_key(config).fold("split"),
+        share=config.evaluation.holdout_share,
+        validation_share=config.evaluation.validation_share,
+        test_share=config.evaluation.test_share,
+        repeat=config.evaluation.repeat,
+    )
+
+
+@lru_cache(maxsize=256)
+def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData:
+    """Return the users of one node: every `num_partitions`-th user, starting with user `partition`."""
+    whole = whole_split(config_json)
+    rows = np.arange(partition, whole.train.num_users, num_partitions)
+    part = replace(
+        whole,
+        train=whole.train.of_users(rows),
+        validation=whole.validation.of_users(rows),
+        test=whole.test.of_users(rows),
+        served=whole.served.of_users(rows),
+    )
+    return NodeData(part, user_keys(part.train.user_ids.ids))
+
+
+@lru_cache(maxsize=8)
+def shared_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return name -> (dtype, shape) of the shared parameters, known from the config and the public catalogue."""
+    config = Config.from_json(config_json)
+    state = model_of(config).init(dataset(config_json).catalogue, Key.from_seed(0))
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.shared.items()}
+
+
+def config_of_run(run_config: Mapping[str, object]) -> Config:
+    """Read the config that a Flower run was started with.
+
+    Args:
+        run_config: `config-json` (a resolved config), or `config` (path of a TOML file: absolute, or relative to the
+            current directory or to the app).
+
+    Raises:
+        ConfigError: where neither is given or readable.
+    """
+    if run_config.get("config-json"):
+        return Config.from_json(str(run_config["config-json"]))
+    if not run_config.get("config"):
+        raise ConfigError("the run names no config; pass --run-config 'config=\"FILE.toml\"'")
+    path = Path(str(run_config["config"]))
+    beside_app = Path(__file__).resolve().parent.parent / path
+    return load_config(path if path.exists() or not beside_app.exists() else beside_app)
+
+
+def model_of(config: Config) -> FederatedModel:
+    """Build the model, in its bounded form where there is a privacy plan."""
+    return build_model(config.model, None if config.privacy is None else config.privacy.clipping_norm)
+
+
+def plan_of(config: Config) -> PrivacyPlan | None:
+    """Return the privacy plan of a config; see `_plan`."""
+    return _plan(config.to_json())
+
+
+@lru_cache(maxsize=8)
+def _plan(config_json: str) -> PrivacyPlan | None:
+    """Calibrate the privacy plan; None where the config has no [privacy] table.
+
+    Privacy:
+        Unit user, add-or-remove; one Gaussian release a round, all blocks jointly.
+    """
+    config = Config.from_json(config_json)
+    privacy = config.privacy
+    if privacy is None:
+        return None
+    if privacy.noise_multiplier is not None:
+        return PrivacyPlan.with_noise(
+            noise_multiplier=privacy.noise_multiplier,
+            delta=privacy.target_delta,
+            num_rounds=config.federated.num_rounds,
+            sampling_probability=privacy.sampling_probability,
+            clipping_norm=privacy.clipping_norm,
+            population_size=privacy.population_size,
+        )
+    if privacy.target_epsilon is None:
+        raise ConfigError("neither privacy.target_epsilon nor privacy.noise_multiplier is given; give one of them")
+    return PrivacyPlan.calibrate(
+        target_epsilon=privacy.target_epsilon,
+        delta=privacy.target_delta,
+        num_rounds=config.federated.num_rounds,
+        sampling_probability=privacy.sampling_probability,
+        clipping_norm=privacy.clipping_norm,
+        population_size=privacy.population_size,
+    )
+
+
+def run_key(config: Config) -> Key:
+    """Return the key of a simulation: everything random follows from the seed."""
+    return Key.from_seed(config.runtime.seed)
+
+
+def run_id(config: Config) -> str:
+    """Name a run by its config, so that the same run has the same ledger."""
+    return hashlib.blake2b(config.to_json().encode(), digest_size=8).hexdigest()
+
+
+def cutoffs(config: Config) -> Cutoffs:
+    """Return the list lengths of the metrics."""
+    return Cutoffs(config.evaluation.k, config.evaluation.recall_k)
+
+
+def device_of(config: Config) -> torch.device:
+    """Return the device to compute on, and set the number of threads.
+
+    Raises:
+        ConfigError: for a device that this machine does not have.
+    """
+    if config.runtime.num_threads:
+        torch.set_num_threads(config.runtime.num_threads)
+    name = config.runtime.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"runtime.device={name!r} is not here; allowed are 'auto', 'cpu', 'cuda', 'cuda:N'") from error
+    return device

@@ -1,0 +1,228 @@
+"""The command line: results on stdout, progress on stderr, exit code 0 done, 2 bad input, 1 anything else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from fedrec.errors import ConfigError, FedrecError
+
+app = typer.Typer(
+    name="fedrec",
+    help="Federated recommendation with user-level differential privacy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data files.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config, a TOML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config key.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print result.json as one line, the last of stdout.")]
+Runtime = Annotated[str, typer.Option(help="'local' (in-process) or 'ray' (Flower's simulation engine).")]
+
+
+@app.command()
+def simulate(
+    config: ConfigFile,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CONFIG-TIME.")] = None,
+    as_json: AsJson = False,
+    runtime: Runtime = "local",
+) -> None:
+    """Run a federated training with all its nodes on this machine."""
+    from fedrec import config as configs
+    from fedrec.run_folder import RunFolder
+
+    loaded = configs.load(config, settings or ())
+    folder = RunFolder(out if out is not None else _new_folder(config.stem))
+    if (folder.path / "config.toml").exists():
+        raise ConfigError(f"{folder.path} holds a run already; go on with: fedrec resume {folder.path}, or give another --out")
+    folder.create(loaded)
+    _run(folder.path, runtime, as_json)
+
+
+@app.command()
+def resume(directory: RunDir, as_json: AsJson = False, runtime: Runtime = "local") -> None:
+    """Go on with a run that was stopped, or print the result of one that is finished."""
+    from fedrec.run_folder import RunFolder
+
+    RunFolder(directory).config()
+    _run(directory, runtime, as_json)
+
+
+@app.command()
+def evaluate(directory: RunDir, as_json: AsJson = False) -> None:
+    """Evaluate the final model of a finished run again and write its result.json."""
+    from fedrec.federated.checkpoint import read_checkpoint
+    from fedrec.run_folder import RunFolder
+
+    folder = RunFolder(directory)
+    rounds = read_checkpoint(folder.checkpoint / "server.safetensors").round
+    wanted = folder.config().federated.num_rounds
+    if rounds < wanted:
+        raise ConfigError(f"{directory} has finished {rounds} of {wanted} rounds; go on with: fedrec resume {directory}")
+    _run(directory, "local", as_json, again=True)
+
+
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Option(metavar="DIR", help="Finished run folder.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write: user, item, rank, score.")],
+    every_user: Annotated[bool, typer.Option("--all", help="Make the list of every user.")] = False,
+    user: Annotated[list[str] | None, typer.Option(help="Make the list of this user (may be repeated).")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 100,
+) -> None:
+    """Write recommendation lists as at test time, in the data's own ids."""
+    from fedrec.recommend import write_recommendations
+
+    if every_user == bool(user):
+        raise ConfigError("give either --all or --user ID (once or more)")
+    written = write_recommendations(run, to, top, None if every_user else user or [])
+    _say(f"{written} rows written to {to}")
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One run folder, or several to compare.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default DIR/report.")] = None,
+) -> None:
+    """Write an HTML page and plots of a run, or of several side by side."""
+    from fedrec.report.page import compare, write_report
+
+    if len(directories) == 1:
+        page = write_report(directories[0], out)
+    elif out is None:
+        raise ConfigError(f"found {len(directories)} runs and no --out; say where the comparison goes: --out DIR")
+    else:
+        page = compare(directories, out)
+    typer.echo(str(page))
+
+
+@app.command()
+def account(
+    noise_multiplier: Annotated[float, typer.Option(help="Noise std / L2 sensitivity.")],
+    delta: Annotated[float, typer.Option(help="Target delta.")],
+    num_rounds: Annotated[int, typer.Option(min=1, help="Releases.")] = 1,
+    sampling_probability: Annotated[float, typer.Option(help="Poisson sampling of users a round.")] = 1.0,
+    population_size: Annotated[int | None, typer.Option(min=1, help="Public number of users.")] = None,
+) -> None:
+    """Say what a plan spends: epsilon with its delta, unit, adjacency, trust model and accountant."""
+    from fedrec.privacy.plan import PrivacyPlan
+
+    plan = PrivacyPlan.with_noise(
+        noise_multiplier=noise_multiplier,
+        delta=delta,
+        num_rounds=num_rounds,
+        sampling_probability=sampling_probability,
+        clipping_norm=1.0,
+        population_size=population_size or 1,
+    )
+    typer.echo(plan.describe())
+
+
+@app.command()
+def calibrate(
+    target_epsilon: Annotated[float, typer.Option(help="Epsilon not to exceed.")],
+    delta: Annotated[float, typer.Option(help="Target delta.")],
+    num_rounds: Annotated[int, typer.Option(min=1, help="Releases.")] = 1,
+    sampling_probability: Annotated[float, typer.Option(help="Poisson sampling of users a round.")] = 1.0,
+    population_size: Annotated[int | None, typer.Option(min=1, help="Public number of users.")] = None,
+) -> None:
+    """Find the least noise that keeps a plan within a target epsilon."""
+    from fedrec.privacy.plan import PrivacyPlan
+
+    plan = PrivacyPlan.calibrate(
+        target_epsilon=target_epsilon,
+        delta=delta,
+        num_rounds=num_rounds,
+        sampling_probability=sampling_probability,
+        clipping_norm=1.0,
+        population_size=population_size or 1,
+    )
+    typer.echo(plan.describe())
+
+
+@data_app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or Parquet file.")],
+    user: Annotated[str, typer.Option(help="Column of user ids.")] = "user",
+    item: Annotated[str, typer.Option(help="Column of item ids.")] = "item",
+    timestamp: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column of ratings.")] = None,
+) -> None:
+    """Name line and column of everything that is wrong in a data file, or summarise a good one."""
+    from fedrec.data.check import check_file
+
+    columns = {"user": user, "item": item, "timestamp": timestamp, "rating": rating, "context": ()}
+    found = check_file(file, columns)
+    typer.echo(str(found))
+    if found.num_problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this installation has: versions, devices, data sets."""
+    from fedrec.doctor import examine
+
+    typer.echo(examine())
+
+
+def _run(directory: Path, runtime: str, as_json: bool, again: bool = False) -> None:
+    from fedrec.report.tables import metric_table
+    from fedrec.run_folder import RunFolder
+    from fedrec.simulation import run_simulation
+
+    folder = RunFolder(directory)
+    if again or not (directory / "result.json").exists():
+        _say(f"run folder: {directory}")
+        try:
+            run_simulation(directory, folder.config(), runtime)
+        except KeyboardInterrupt:
+            _say(f"interrupted; go on with: fedrec resume {directory}")
+            raise typer.Exit(1) from None
+    result = folder.result()
+    if as_json:
+        typer.echo(json.dumps(result, sort_keys=True))
+        return
+    typer.echo(metric_table({str(result["model"]["name"]): result}))
+    typer.echo(result["privacy"]["statement"] if result["privacy"] else "No privacy: no noise was added to anything.")
+    _say(f"report: fedrec report {directory}")
+
+
+def _new_folder(stem: str) -> Path:
+    import datetime
+
+    return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a `FedrecError` becomes one line on stderr and exit code 2."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    for name in ("fedrec", "server", "client"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    code: Any = 0
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except FedrecError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,1 @@
+"""Interactions, catalogues, named sources, splits and user batches."""

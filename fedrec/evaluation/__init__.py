@@ -1,0 +1,1 @@
+"""Ranking metrics, slices and protocols, computed on the nodes as summable counts."""

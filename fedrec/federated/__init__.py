@@ -1,0 +1,1 @@
+"""Cohorts, rounds and checkpoints: what happens between a model and the runtime that carries its messages."""

@@ -1,0 +1,145 @@
+"""The coordinator: the server's side of a round, from the ledger check to the checkpoint, whatever carries the messages."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedrec.data.catalogue import Catalogue
+from fedrec.errors import ProtocolError
+from fedrec.federated.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedrec.models.protocol import FederatedModel
+from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.ledger import Ledger
+from fedrec.privacy.mechanism import Release, publish_exact, release
+from fedrec.privacy.plan import PrivacyPlan
+from fedrec.randomness import Key
+
+_LOG = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """Opens and closes rounds, in an order that a crash at any instruction cannot turn into unrecorded spend.
+
+        begin    ledger: intended spend      (refused if it would overspend)
+        finish   release -> update -> checkpoint -> ledger: published
+
+    Nothing of a round leaves the server before its checkpoint is on disk. A round that crashed earlier is run again: in a
+    simulation it is the same release, in a deployment the unpublished attempt is closed and a new one is intended.
+
+    Privacy:
+        Unit user, add-or-remove, central trust. Each finished round spends one event of the plan; all else is post-processing.
+    """
+
+    def __init__(
+        self, model: FederatedModel, catalogue: Catalogue, folder: Path, run_id: str, key: Key, plan: PrivacyPlan | None
+    ) -> None:
+        """Start a run in `folder`, or go on with the one that is there.
+
+        Raises:
+            ProtocolError: where the checkpoint is damaged or of another run.
+            PrivacyError: where the ledger is damaged, shorter than the checkpoint knows it, or of another plan.
+        """
+        self.model, self.plan, self.run_id, self._key = model, plan, run_id, key
+        self._path = folder / "server.safetensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self.checkpoint = read_checkpoint(self._path)
+            if self.checkpoint.run_id != run_id:
+                raise ProtocolError(
+                    f"{self._path} belongs to run {self.checkpoint.run_id}, this is {run_id}; use another folder"
+                )
+        else:
+            self.checkpoint = Checkpoint(model.init(catalogue, key.fold("init")), 0, run_id)
+        self.ledger = None
+        if plan is not None:
+            position = self.checkpoint.ledger_position
+            self.ledger = Ledger(folder / "ledger.jsonl", plan, run_id, at_least=position)
+            self._record_published()
+
+    @property
+    def shared(self) -> Mapping[str, torch.Tensor]:
+        """The shared parameters to broadcast."""
+        return self.checkpoint.state.shared
+
+    @property
+    def clipping_norm(self) -> float:
+        """The plan's bound on a user's contribution; `math.inf` without privacy."""
+        return math.inf if self.plan is None else self.plan.clipping_norm
+
+    def round_key(self, round_number: int) -> Key:
+        """Return the key that everything random of a round derives from."""
+        return self._key.fold("round", round_number)
+
+    def begin(self, round_number: int) -> None:
+        """Record the intended spend of a round before anything of it happens.
+
+        Raises:
+            PrivacyError: where the round would overspend.
+        """
+        if self.ledger is not None:
+            self.ledger.intend(round_number, self._attempt(round_number))
+
+    def finish(
+        self, round_number: int, sums: Sequence[BoundedSum], num_users: int, log: Mapping[str, Any], start: float
+    ) -> None:
+        """Add up the nodes' sums, release, move the model and make it last.
+
+        Args:
+            round_number: the round that `begin` opened.
+            sums: one bounded sum a node, of disjoint users.
+            num_users: users behind the sums; only used without privacy, where it is the divisor.
+            log: this round's line for `rounds.jsonl`.
+            start: `time.perf_counter()` when the round began.
+        """
+        total = BoundedSum(self.model.totals(self.shared), self.clipping_norm)
+        for one in sums:
+            total.merge(one)
+        released, digest = self._release(total, round_number, num_users)
+        state = self.model.update(self.checkpoint.state, released)
+        broken = [name for name, tensor in state.shared.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise ProtocolError(
+                f"round {round_number} made {', '.join(broken)} non-finite; raise model.regularization or lower the noise"
+            )
+        position = None if self.ledger is None else self.ledger.position
+        line = {
+            **log,
+            "seconds": time.perf_counter() - start,
+            "epsilon_spent": None if self.ledger is None else self.ledger.epsilon_spent(),
+        }
+        self.checkpoint = Checkpoint(state, round_number, self.run_id, digest, position, line)
+        write_checkpoint(self._path, self.checkpoint)
+        self._record_published()
+
+    def _release(self, total: BoundedSum, round_number: int, num_users: int) -> tuple[Release, str]:
+        if self.plan is None:
+            return publish_exact(total, float(max(num_users, 1))), ""
+        released = release(total, self.plan, round_number, self.round_key(round_number))
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(released.blocks):
+            digest.update(name.encode() + released.blocks[name].numpy().tobytes())
+        return released, digest.hexdigest()
+
+    def _attempt(self, round_number: int) -> int:
+        """Number the attempt: a simulation repeats the same one, a deployment closes what never published."""
+        assert_ledger = self.ledger
+        if assert_ledger is None or not self._key.from_system:
+            return 1
+        attempts = assert_ledger.open_attempts(round_number)
+        for attempt in attempts:
+            assert_ledger.closed(round_number, attempt)
+        return assert_ledger.num_attempts(round_number) + 1
+
+    def _record_published(self) -> None:
+        if self.ledger is not None and self.checkpoint.round:
+            round_number = self.checkpoint.round
+            attempt = max(self.ledger.num_attempts(round_number), 1)
+            self.ledger.published(round_number, attempt, self.checkpoint.release_digest)

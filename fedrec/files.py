@@ -1,0 +1,45 @@
+"""Atomic files: after a crash at any instruction a reader finds the old content or the new, whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedrec.errors import ProtocolError
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a temporary file beside `path`, flush it to disk and rename it over `path`.
+
+    Args:
+        path: file to replace; its folder must exist.
+        content: the new content.
+        mode: rights of the new file.
+
+    Raises:
+        ProtocolError: where the disk is full or the folder can't be written; the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ProtocolError(f"{path} can't be written ({error}); free space or fix rights, then resume") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new files in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

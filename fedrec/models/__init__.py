@@ -1,0 +1,1 @@
+"""The federated model protocol and its implementations."""

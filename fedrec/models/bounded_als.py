@@ -1,0 +1,108 @@
+"""Implicit ALS from bounded contributions: the form that runs under a privacy plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedrec.data.batches import UserBatch
+from fedrec.models.als import Als, AlsConfig, from_triangle
+from fedrec.models.blocks import Contributions, Dense, RowOuter
+from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
+from fedrec.randomness import Key
+
+
+class BoundedAlsConfig(AlsConfig):
+    """Settings of `als` under a privacy plan: how a user's unit of norm is split, and how sums are rescaled."""
+
+    item_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    gram_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    history_scale: Annotated[float, Field(gt=0)] = 10.0
+    min_gram_eigenvalue: Annotated[float, Field(gt=0)] = 1e-3
+    shrinkage: bool = True
+
+
+class BoundedAls(Als):
+    """Implicit ALS with contributions of norm exactly `clipping_norm`, in three jointly bounded blocks.
+
+    With p^ = p_u / |p_u| and omega_ui = 1 / sqrt(|S_u|), a user adds
+
+        items   beta  omega_ui p^              for i in S_u      norm beta
+        gram    gamma (p^_i p^_i, sqrt(2) p^_i p^_j for i < j)   norm gamma
+        counts  kappa omega_ui                 for i in S_u      norm kappa
+
+    with beta^2 = item_share, gamma^2 = gram_share, kappa^2 = the rest. The server divides each block by its scale, multiplies
+    items and counts by the public `history_scale`, floors counts at 0 and Gram eigenvalues, and solves
+
+        q_i = ((a0 + c_i) G + lam (a0 + c_i) I)^-1 v_i
+
+    where v, c, G are means over users. `shrinkage` multiplies v_i by the empirical Bayes factor signal / (signal + noise),
+    with the known noise power: post-processing, free of privacy cost.
+
+    Privacy:
+        Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without interactions
+        or with p_u = 0), and the engine clips to it again whatever happens here.
+
+    Source:
+        Chien et al., Private Alternating Least Squares, 2021, algorithm 2, with one shared Gram matrix.
+    """
+
+    bounded = True
+    config: BoundedAlsConfig
+
+    def __init__(self, config: BoundedAlsConfig, clipping_norm: float = 1.0) -> None:
+        """Keep the settings; contributions are made to have norm `clipping_norm`."""
+        super().__init__(config)
+        self.clipping_norm = clipping_norm
+
+    @property
+    def _scales(self) -> dict[str, float]:
+        shares = {"items": self.config.item_share, "gram": self.config.gram_share}
+        shares["counts"] = 1.0 - sum(shares.values())
+        return {name: self.clipping_norm * share**0.5 for name, share in shares.items()}
+
+    def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return float64 zeros: items (M, d), gram (d (d+1)/2,) and counts (M, 1)."""
+        totals = super().totals(shared)
+        return {name: totals[name] for name in ("items", "gram", "counts")}
+
+    def contribute(
+        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
+    ) -> Contributions:
+        """Return the three blocks of each user."""
+        scales = self._scales
+        vectors = state["vectors"].to(torch.float64)
+        norms = vectors.norm(dim=1, keepdim=True)
+        unit = torch.where(norms > 0, vectors / norms.clamp(min=1e-300), 0.0 * vectors)
+        present = (norms > 0).to(torch.float64)
+        omega = users.mask.to(torch.float64) / users.lengths.clamp(min=1).to(torch.float64).sqrt()[:, None]
+        upper = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
+        factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
+        return {
+            "items": RowOuter(users.items, scales["items"] * omega, unit),
+            "gram": Dense(scales["gram"] * factor * unit[:, upper[0]] * unit[:, upper[1]]),
+            "counts": RowOuter(users.items, scales["counts"] * omega, present),
+        }
+
+    def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
+        """Solve for all item vectors from the released means."""
+        config, scales = self.config, self._scales
+        num_items, dim = release.blocks["items"].shape
+        upper = torch.triu_indices(dim, dim)
+        factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
+        gram = from_triangle((release.blocks["gram"] / scales["gram"] / factor.to(release.blocks["gram"]))[None], dim)[0]
+        values, basis = torch.linalg.eigh(gram)
+        values = values.clamp(min=config.min_gram_eigenvalue)
+        sums = release.blocks["items"]
+        if config.shrinkage:
+            noise = dim * release.noise_std["items"] ** 2
+            signal = (sums.square().sum(dim=1, keepdim=True) - noise).clamp(min=0)
+            sums = sums * (signal / (signal + noise + 1e-300))
+        sums = sums * (config.history_scale / scales["items"])
+        counts = (release.blocks["counts"] * (config.history_scale / scales["counts"])).clamp(min=0)
+        items = (sums @ basis) / (values + config.regularization) @ basis.T / (config.unobserved_weight + counts)
+        return ServerState({**server.shared, "items": items.to(server.shared["items"])}, server.memory)

@@ -1,0 +1,88 @@
+"""The protocol that every federated model follows: private fit, bounded contributions, public update, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fedrec.data.batches import UserBatch
+from fedrec.data.catalogue import Catalogue
+from fedrec.models.blocks import Contributions
+from fedrec.randomness import Key
+
+UserState = Mapping[str, Tensor]
+"""What is fitted for B users and never leaves their node: name -> (B, ...)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """What the server holds between rounds.
+
+    Args:
+        shared: name -> tensor, broadcast to all nodes.
+        memory: name -> tensor, server-side optimiser state; stays on the server.
+    """
+
+    shared: Mapping[str, Tensor]
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ReleasedBlocks(Protocol):
+    """What a model may know of a round: sums over users divided by a public number, and how noisy they are."""
+
+    @property
+    def blocks(self) -> Mapping[str, Tensor]:
+        """Name -> float64 (noisy) sum over users / divisor."""
+        ...
+
+    @property
+    def noise_std(self) -> Mapping[str, float]:
+        """Name -> standard deviation of the noise on each coordinate of that block (0 where there is none)."""
+        ...
+
+    @property
+    def divisor(self) -> float:
+        """The public number that the sums were divided by."""
+        ...
+
+
+class FederatedModel(Protocol):
+    """A recommender that learns from sums of user contributions.
+
+    Everything but `contribute`'s result and the shared parameters stays where it is computed. Implementations are
+    stateless: configs in, tensors in, tensors out.
+    """
+
+    @property
+    def bounded(self) -> bool:
+        """Whether contributions can be clipped, so that a privacy plan accepts them."""
+        ...
+
+    def init(self, catalogue: Catalogue, key: Key) -> ServerState:
+        """Return the state before the first round, from public knowledge only."""
+        ...
+
+    def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return zero tensors with the names, shapes and dtypes of the summed blocks."""
+        ...
+
+    def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
+        """Fit the private state of users, seen before or not; `ranking` tells serving from training."""
+        ...
+
+    def contribute(
+        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
+    ) -> Contributions:
+        """Return what each user adds to the round, as named blocks with the names of `totals`."""
+        ...
+
+    def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
+        """Move the shared parameters by what was released; post-processing, so free of privacy cost."""
+        ...
+
+    def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
+        """Return (B, num_items) float32 scores; higher is better, NaN ranks last."""
+        ...

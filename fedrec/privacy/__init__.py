@@ -1,0 +1,1 @@
+"""Plan, clipping, mechanism, accounting and ledger: everything the privacy claim rests on."""

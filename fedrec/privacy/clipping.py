@@ -1,0 +1,121 @@
+"""Clipping: bound what one user adds to a sum, over all blocks jointly, and keep the bound with the sum.
+
+Unit: a user. Adjacency: add or remove one user. The L2 sensitivity of a `BoundedSum` is its `clipping_norm`, whatever users
+send: duplicate rows are coalesced before the norm is taken, norms are float64, and a user with any non-finite entry adds
+exactly nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedrec.errors import PrivacyError, ProtocolError
+
+
+class ClippableBlock(Protocol):
+    """What clipping needs to know of one named block of B users' contributions."""
+
+    def finite(self) -> Tensor:
+        """Return (B,) bool: True where every entry of the user's part is finite."""
+        ...
+
+    def squared_norms(self) -> Tensor:
+        """Return (B,) float64 squared L2 norms."""
+        ...
+
+    def add_to(self, total: Tensor, scale: Tensor) -> None:
+        """Add sum over users of scale[u] x part[u] to `total` in place; users of scale 0 add exactly nothing."""
+        ...
+
+
+@dataclass(eq=False)
+class BoundedSum:
+    """A running sum of clipped contributions that carries its sensitivity: the only thing noise is added to.
+
+    Args:
+        totals: block name -> sum over users, float64.
+        clipping_norm: L2 bound on what one user added over all blocks; `math.inf` where nothing was clipped.
+
+    Privacy:
+        Unit user, add-or-remove, L2 sensitivity `clipping_norm`. Nothing is released here: the sum itself is private.
+    """
+
+    totals: dict[str, Tensor]
+    clipping_norm: float
+
+    def add(self, contributions: Mapping[str, ClippableBlock]) -> Tensor:
+        """Clip every user's whole contribution and add it.
+
+        Args:
+            contributions: the named blocks of the same B users; the names must be those of `totals`.
+
+        Returns:
+            (B,) float64 scale that each user's contribution was multiplied with (private: a diagnostic).
+
+        Raises:
+            ProtocolError: where the block names are not those of the sum.
+
+        Privacy:
+            Raises the sum by a vector of L2 norm at most `clipping_norm` for each user.
+        """
+        if contributions.keys() != self.totals.keys():
+            raise ProtocolError(
+                f"contribution has blocks {sorted(contributions)}, the sum has {sorted(self.totals)}; they must agree"
+            )
+        scales = clip_scales(contributions, self.clipping_norm)
+        for name, block in contributions.items():
+            block.add_to(self.totals[name], scales)
+        return scales
+
+    def merge(self, other: BoundedSum) -> None:
+        """Add the sum of other users; both sums must have been clipped to the same norm.
+
+        Raises:
+            PrivacyError: where the clipping norms differ.
+
+        Privacy:
+            The users of the two sums must be disjoint; then the sensitivity stays `clipping_norm`.
+        """
+        if other.clipping_norm != self.clipping_norm:
+            raise PrivacyError(
+                f"a sum clipped to {other.clipping_norm} can't be added to one clipped to {self.clipping_norm}; "
+                "every node must use the plan's clipping_norm"
+            )
+        for name, total in self.totals.items():
+            total += other.totals[name].to(total.dtype)
+
+
+def clip_scales(contributions: Mapping[str, ClippableBlock], clipping_norm: float) -> Tensor:
+    """Return the factor min(1, clipping_norm / norm) of each user, 0 for users with a non-finite entry.
+
+    Args:
+        contributions: named blocks of the same B users, at least one.
+        clipping_norm: positive bound on the joint L2 norm over all blocks; `math.inf` for no clipping.
+
+    Returns:
+        (B,) float64 in [0, 1].
+
+    Raises:
+        PrivacyError: where `clipping_norm` is not a positive number.
+
+    Privacy:
+        |scale x contribution| <= clipping_norm for each user. The quotient is rounded down by a relative 1e-12, so that
+        float64 rounding cannot lift the scaled norm above the bound.
+
+    Source:
+        McMahan et al., Learning Differentially Private Recurrent Language Models, 2018, section 3 (flat clipping).
+    """
+    if not clipping_norm > 0:
+        raise PrivacyError(f"clipping_norm={clipping_norm} is not positive; give the bound on a user's L2 norm")
+    finite = torch.stack([block.finite() for block in contributions.values()]).all(dim=0)
+    if math.isinf(clipping_norm):
+        return finite.to(torch.float64)
+    norms = torch.stack([block.squared_norms() for block in contributions.values()]).sum(dim=0).sqrt()
+    scales = (clipping_norm * (1 - 1e-12) / norms.clamp(min=1e-300)).clamp(max=1.0)
+    return torch.where(finite & torch.isfinite(norms), scales, torch.zeros_like(scales))

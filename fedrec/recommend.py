@@ -1,0 +1,100 @@
+"""Recommendation lists of a finished run, for every user, as a Parquet file in the data's own ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from fedrec import assemble
+from fedrec.data.batches import user_batches
+from fedrec.errors import ConfigError
+from fedrec.evaluation.nodes import masked_scores, users_per_batch
+from fedrec.evaluation.ranking import top_items
+from fedrec.federated.checkpoint import read_checkpoint
+from fedrec.run_folder import RunFolder
+
+
+def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | None) -> int:
+    """Write the best `top` items of users as at test time: history with the validation interaction, met items left out.
+
+    Args:
+        run: a run folder with at least one finished round.
+        to: Parquet file with columns user, item (the data's own ids), rank (1 = best) and score.
+        top: length of a list; shorter where a user has met more items.
+        users: ids of the users wanted; all where None.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        ConfigError: for a user that the data does not know, or a path that can't be written.
+    """
+    folder = RunFolder(run)
+    config = folder.config()
+    config_json = config.to_json()
+    wanted = _wanted(config_json, users)
+    state = read_checkpoint(folder.checkpoint / "server.safetensors").state
+    num_nodes = config.federated.num_nodes
+    written = 0
+    try:
+        with pq.ParquetWriter(to, _schema(config_json)) as writer:
+            for node in range(num_nodes):
+                for table in _tables(config_json, node, num_nodes, state.shared, top, wanted):
+                    writer.write_table(table)
+                    written += table.num_rows
+    except OSError as error:
+        raise ConfigError(f"--to {to} can't be written ({error}); give a path in a folder you may write") from error
+    return written
+
+
+def _tables(
+    config_json: str, node: int, num_nodes: int, shared: dict[str, torch.Tensor], top: int, wanted: np.ndarray | None
+) -> Iterator[pa.Table]:
+    config = assemble.Config.from_json(config_json)
+    model, device = assemble.model_of(config), assemble.device_of(config)
+    shared = {name: tensor.to(device) for name, tensor in shared.items()}
+    data = assemble.node_data(config_json, node, num_nodes).split
+    history = data.history
+    allowed = None if data.candidates is None else torch.from_numpy(data.candidates).to(device)
+    user_ids, item_ids = history.user_ids.ids, history.item_ids.ids
+    # Batches as in the evaluation: first the evaluated users, then the rest, so that scores agree with it to the bit.
+    evaluated = data.test.lengths > 0
+    for rows in (np.flatnonzero(evaluated), np.flatnonzero(~evaluated)):
+        for batch in user_batches(history, rows, max_users=users_per_batch(history.num_items)):
+            masked = masked_scores(model, shared, batch.to(device), config.evaluation.repeat, allowed).cpu()
+            items, scores = (part.numpy() for part in top_items(masked, min(top, history.num_items)))
+            shown = items >= 0
+            if wanted is not None:
+                shown &= np.isin(user_ids[batch.rows], wanted)[:, None]
+            columns = {
+                "user": np.repeat(user_ids[batch.rows], items.shape[1]).reshape(items.shape)[shown],
+                "item": item_ids[items[shown]],
+                "rank": np.broadcast_to(np.arange(1, items.shape[1] + 1, dtype=np.int32), items.shape)[shown],
+                "score": scores[shown].astype(np.float32),
+            }
+            yield pa.table(columns, schema=_schema(config_json))
+
+
+def _schema(config_json: str) -> pa.Schema:
+    interactions = assemble.dataset(config_json).interactions
+    types = [
+        pa.int64() if np.issubdtype(vocabulary.ids.dtype, np.integer) else pa.string()
+        for vocabulary in (interactions.user_ids, interactions.item_ids)
+    ]
+    return pa.schema([("user", types[0]), ("item", types[1]), ("rank", pa.int32()), ("score", pa.float32())])
+
+
+def _wanted(config_json: str, users: Sequence[str] | None) -> np.ndarray | None:
+    if users is None:
+        return None
+    ids = assemble.dataset(config_json).interactions.user_ids.ids
+    known = {str(user): user for user in ids.tolist()}
+    unknown = [user for user in users if user not in known]
+    if unknown:
+        raise ConfigError(f"user {unknown[0]!r} is not in the data; give an id of the data set, or --all")
+    return np.array([known[user] for user in users], dtype=ids.dtype)

@@ -1,0 +1,203 @@
+"""Rounds as messages: broadcast, wait, check what came back, hand the sums to the coordinator."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedrec import assemble
+from fedrec.config import Config
+from fedrec.errors import ProtocolError
+from fedrec.evaluation.counts import summarise, zero_counts
+from fedrec.evaluation.nodes import Phase
+from fedrec.federated.coordinator import Coordinator
+from fedrec.flower.records import record_to_tensors, tensors_to_record
+from fedrec.privacy.clipping import BoundedSum
+from fedrec.result import build_result, metrics_of
+from fedrec.run_folder import RunFolder
+
+_LOG = logging.getLogger(__name__)
+_POLL_SECONDS = 0.5
+
+Spec = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """A reply that passed all checks: tensors as expected, and the node's numbers."""
+
+    tensors: dict[str, torch.Tensor]
+    report: Mapping[str, Any]
+    num_bytes: int
+
+
+def run_rounds(grid: Grid, config: Config, out: Path) -> None:
+    """Run the rounds that are left of a run, evaluate the final model and write `result.json`.
+
+    Raises:
+        FedrecError: where going on would break a promise; whatever is finished by then is on disk.
+    """
+    start = time.perf_counter()
+    assemble.device_of(config)
+    folder = RunFolder(out)
+    folder.create(config)
+    data = assemble.dataset(config.to_json())
+    plan = assemble.plan_of(config)
+    coordinator = Coordinator(
+        assemble.model_of(config), data.catalogue, folder.checkpoint, assemble.run_id(config), assemble.run_key(config), plan
+    )
+    session = Session(grid, config, coordinator)
+    session.wait_for_nodes()
+    _finish_log(session, folder, config)
+    for round_number in range(coordinator.checkpoint.round + 1, config.federated.num_rounds + 1):
+        session.train(round_number)
+        _finish_log(session, folder, config)
+    cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
+    num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
+    metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
+    seconds = time.perf_counter() - start
+    folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds))
+
+
+def _finish_log(session: Session, folder: RunFolder, config: Config) -> None:
+    """Log the last finished round, evaluated where the config says so; does nothing where its line is there."""
+    log = session.coordinator.checkpoint.log
+    if log is None or any(line["round"] == log["round"] for line in folder.rounds()):
+        return
+    metrics: dict[str, Any] = {}
+    every = config.evaluation.every
+    if every and log["round"] % every == 0:
+        counts = session.evaluate("validation")
+        metrics["validation"] = summarise(counts, assemble.cutoffs(config), counts["items"].shape[1])
+    folder.log_round({**log, "metrics": metrics})
+    shown = "".join(f" {name} {value:.4f}" for name, value in metrics.get("validation", {}).items() if "@" in name)
+    _LOG.info("round %d/%d %.2f s%s", log["round"], config.federated.num_rounds, log["seconds"], shown)
+
+
+class Session:
+    """One run's conversation with its nodes.
+
+    Privacy:
+        Only what `Coordinator` releases leaves the server; a reply is checked before it touches a sum, and a bad or missing one
+        costs that node its round and nothing else.
+    """
+
+    def __init__(self, grid: Grid, config: Config, coordinator: Coordinator) -> None:
+        """Keep who talks to whom."""
+        self.grid, self.config, self.coordinator = grid, config, coordinator
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all nodes of the config are online.
+
+        Raises:
+            ProtocolError: where they are not before the round deadline.
+        """
+        wanted, deadline = self.config.federated.num_nodes, self.config.federated.round_deadline_seconds
+        start = time.monotonic()
+        while len(list(self.grid.get_node_ids())) < wanted:
+            if time.monotonic() - start > deadline:
+                found = len(list(self.grid.get_node_ids()))
+                raise ProtocolError(f"{found} nodes are online after {deadline} s, federated.num_nodes={wanted}; start the rest")
+            time.sleep(_POLL_SECONDS)
+
+    def train(self, round_number: int) -> None:
+        """Run one training round."""
+        start = time.perf_counter()
+        coordinator = self.coordinator
+        coordinator.begin(round_number)
+        totals = coordinator.model.totals(coordinator.shared)
+        replies, sent = self._exchange("train", round_number, {}, _spec(totals))
+        sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
+        diagnostics = {
+            name: int(sum(reply.report.get(name, 0) for reply in replies))
+            for name in ("cohort_size", "num_clipped", "num_zeroed")
+        }
+        log = {
+            "round": round_number,
+            "diagnostics": {**diagnostics, "nodes": len(replies)},
+            "communication": {
+                "download_bytes": sent,
+                "upload_bytes": max((reply.num_bytes for reply in replies), default=0),
+            },
+        }
+        coordinator.finish(round_number, sums, diagnostics["cohort_size"], log, start)
+
+    def evaluate(self, phase: Phase) -> dict[str, np.ndarray]:
+        """Let all nodes rank their users' held-out items and add up the counts."""
+        num_items = assemble.dataset(self.config.to_json()).interactions.num_items
+        counts = zero_counts(num_items)
+        spec = {name: (torch.float64, values.shape) for name, values in counts.items()}
+        replies, _ = self._exchange("evaluate", self.coordinator.checkpoint.round, {"phase": phase}, spec)
+        for reply in replies:
+            for name, values in reply.tensors.items():
+                counts[name] += values.numpy()
+        return counts
+
+    def _exchange(self, kind: str, round_number: int, extra: Mapping[str, str], spec: Spec) -> tuple[list[Reply], int]:
+        shared = tensors_to_record(self.coordinator.shared)
+        plan = self.coordinator.plan
+        order = ConfigRecord(
+            {
+                "round": round_number,
+                "run-id": self.coordinator.run_id,
+                "plan": "" if plan is None else plan.digest(),
+                **extra,
+            }
+        )
+        nodes = sorted(self.grid.get_node_ids())
+        messages = [
+            Message(RecordDict({"shared": shared, "order": order}), message_type=kind, dst_node_id=node) for node in nodes
+        ]
+        answers = self.grid.send_and_receive(messages, timeout=self.config.federated.round_deadline_seconds)
+        good: dict[int, Reply] = {}
+        reasons = []
+        for answer in sorted(answers, key=lambda message: message.metadata.src_node_id):
+            node = answer.metadata.src_node_id
+            try:
+                if node in good or node not in nodes:
+                    raise ProtocolError("a second reply, or one nobody asked for")
+                good[node] = _check(answer, kind, round_number, spec)
+            except ProtocolError as error:
+                reasons.append(f"node {node}: {error}")
+                _LOG.warning("%s round %d: left out %s", kind, round_number, reasons[-1])
+        if not good:
+            found = "; ".join(reasons) or f"no reply within {self.config.federated.round_deadline_seconds} s"
+            raise ProtocolError(f"no node answered the {kind} message of round {round_number}: {found}")
+        if len(good) < len(nodes):
+            _LOG.warning("%s round %d: %d of %d nodes took part", kind, round_number, len(good), len(nodes))
+        # Node ids are random in some runtimes; adding up in the order of the partitions makes sums reproducible.
+        return sorted(good.values(), key=lambda reply: reply.report.get("partition", 0)), _num_bytes(shared)
+
+
+def _check(answer: Message, kind: str, round_number: int, spec: Spec) -> Reply:
+    """Check a reply in full before anything of it is used."""
+    if answer.has_error():
+        raise ProtocolError(answer.error.reason)
+    content = answer.content
+    arrays, report = content.get("values"), content.get("report")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(report, MetricRecord):
+        raise ProtocolError(f"the reply holds {sorted(content)}, it must hold arrays 'values' and metrics 'report'")
+    if report.get("round") != round_number:
+        raise ProtocolError(f"the reply is for round {report.get('round')!r}, this is round {round_number}")
+    tensors = record_to_tensors(arrays, spec)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ProtocolError(f"{', '.join(broken)} hold NaN or infinite values; sums must be finite")
+    return Reply(tensors, dict(report), _num_bytes(arrays))
+
+
+def _spec(tensors: Mapping[str, torch.Tensor]) -> Spec:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _num_bytes(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())

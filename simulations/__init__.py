@@ -1,0 +1,1 @@
+"""Run configs and experiment scripts."""

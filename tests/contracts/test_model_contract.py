@@ -1,0 +1,140 @@
+"""What every federated model promises, with and without clipping."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fedrec.data.batches import make_batch, user_batches
+from fedrec.data.catalogue import Catalogue
+from fedrec.evaluation.counts import Cutoffs, summarise
+from fedrec.evaluation.nodes import evaluate_users
+from fedrec.federated.cohort import sum_contributions
+from fedrec.models.protocol import FederatedModel
+from fedrec.models.registry import build_model
+from fedrec.randomness import Key
+from tests.training import train
+from tests.worlds import checkerboard, make, random_world
+
+ALS = {"name": "als", "dim": 8}
+EXACT = {
+    "als": (ALS, None),
+    "als-recency": ({**ALS, "recency_weight": 20.0}, None),
+    "item_knn": ({"name": "item_knn", "num_neighbors": 5, "shrinkage": 0.0}, None),
+    "content": ({"name": "content"}, None),
+    "popularity": ({"name": "popularity"}, None),
+}
+BOUNDED = {
+    "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
+    "bounded-als-small-norm": ({**ALS, "history_scale": 3.0}, 0.01),
+    "bounded-popularity": ({"name": "popularity"}, 1.0),
+}
+ALL = EXACT | BOUNDED
+PERSONALISED = [name for name in ALL if "popularity" not in name]
+
+
+def model_of(name: str) -> tuple[FederatedModel, float]:
+    table, clipping_norm = ALL[name]
+    return build_model(table, clipping_norm), math.inf if clipping_norm is None else clipping_norm
+
+
+def catalogue_of(num_items: int) -> Catalogue:
+    return checkerboard(num_items=num_items)[1]
+
+
+@pytest.mark.parametrize("name", PERSONALISED)
+def test_planted_checkerboard_is_solved_perfectly(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    split, catalogue = checkerboard()
+    state = train(model, catalogue, split.train, num_rounds=6, clipping_norm=clipping_norm)
+    cut = Cutoffs(k=2, recall_k=2)
+    validation = summarise(evaluate_users(model, state.shared, split, "validation", cut), cut, 20)
+    test = summarise(evaluate_users(model, state.shared, split, "test", Cutoffs(1, 1)), Cutoffs(1, 1), 20)
+    assert validation["hr@2"] == 1.0, "the two held-out items of the user's colour come before all of the other colour"
+    assert test["hr@1"] == 1.0 and test["ndcg@1"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["popularity", "bounded-popularity"])
+def test_popularity_ranks_items_by_how_many_users_met_them(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    pairs = [(user, item) for item in range(5) for user in range(10 - 2 * item)]
+    interactions = make(pairs, 10, 6)
+    state = train(model, Catalogue(interactions.item_ids), interactions, 1, clipping_norm)
+    batch = make_batch(interactions, np.array([0]))
+    scores = model.score(state.shared, {}, batch)[0]
+    assert torch.argsort(scores, descending=True, stable=True).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sum_has_the_announced_names_shapes_and_dtypes(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    interactions = random_world(15, 20)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    announced = model.totals(shared)
+    total, diagnostics = sum_contributions(model, shared, user_batches(interactions), clipping_norm, Key.from_seed(1))
+    assert diagnostics.cohort_size == 15 and diagnostics.num_zeroed == 0
+    for block, tensor in total.totals.items():
+        assert (tensor.shape, tensor.dtype) == (announced[block].shape, announced[block].dtype)
+        assert torch.isfinite(tensor).all()
+    assert all(not bool(tensor.any()) for tensor in announced.values()), "totals() gives zeros"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_how_users_are_batched_does_not_change_the_sum(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    interactions = random_world(30, 20)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    key = Key.from_seed(1)
+    one, _ = sum_contributions(model, shared, user_batches(interactions), clipping_norm, key)
+    many, _ = sum_contributions(model, shared, user_batches(interactions, max_elements=7), clipping_norm, key)
+    for block, tensor in one.totals.items():
+        torch.testing.assert_close(many.totals[block], tensor, rtol=1e-4, atol=1e-5 * min(clipping_norm, 1.0))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_empty_cohort_gives_zeros(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    total, diagnostics = sum_contributions(model, shared, [], clipping_norm, Key.from_seed(1))
+    assert diagnostics.cohort_size == 0
+    assert not any(bool(tensor.any()) for tensor in total.totals.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_user_without_interactions_adds_nothing_to_item_blocks_and_gets_finite_scores(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    nobody = make([], 1, 20)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    total, _ = sum_contributions(model, shared, user_batches(nobody), clipping_norm, Key.from_seed(1))
+    assert not any(bool(tensor.any()) for block, tensor in total.totals.items() if block != "users")
+    batch = make_batch(nobody, np.array([0]))
+    assert torch.isfinite(model.score(shared, model.fit_users(shared, batch), batch)).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scores_of_a_user_do_not_depend_on_who_is_in_the_batch(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    interactions = random_world(20, 20)
+    state = train(model, catalogue_of(20), interactions, 2, clipping_norm)
+    together = make_batch(interactions, np.arange(20))
+    scores = model.score(state.shared, model.fit_users(state.shared, together), together)
+    for row in (0, 7, 19):
+        alone = make_batch(interactions, np.array([row]))
+        own = model.score(state.shared, model.fit_users(state.shared, alone), alone)
+        torch.testing.assert_close(own[0], scores[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_contribution_norm_is_the_clipping_norm_or_zero(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    interactions = random_world(30, 20)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    for batch in user_batches(interactions):
+        state = model.fit_users(shared, batch, ranking=False)
+        blocks = model.contribute(shared, state, batch, Key.from_seed(1))
+        norms = torch.stack([block.squared_norms() for block in blocks.values()]).sum(dim=0).sqrt()
+        expected = (batch.lengths > 0).to(torch.float64) * clipping_norm
+        torch.testing.assert_close(norms, expected, rtol=1e-6, atol=1e-12)
