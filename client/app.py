@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedrec import assemble
@@ -26,8 +26,8 @@ def train(message: Message, context: Context) -> Message:
     """Draw this node's users, fit them, and answer with the sum of their clipped contributions.
 
     Privacy:
-        What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server is trusted
-        with it. Cohort size and clipping counts are sent in simulations only, or where there is no privacy.
+        What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server
+        is trusted with it. Cohort size and clipping counts are sent in simulations only, or where there is no privacy.
     """
     node = _Node(message, context)
     config, round_number = node.config, node.round
@@ -61,7 +61,9 @@ def evaluate(message: Message, context: Context) -> Message:
     node = _Node(message, context)
     config = node.config
     if not node.is_simulation:
-        raise PrivacyError("an evaluation was asked for outside a simulation; its counts are not covered by the plan: refused")
+        raise PrivacyError(
+            "an evaluation was asked for outside a simulation; its counts are not covered by the plan: refused"
+        )
     phase = str(node.order["phase"])
     if phase not in ("validation", "test"):
         raise ProtocolError(f"phase {phase!r} is unknown; allowed are 'validation' and 'test'")
@@ -84,29 +86,34 @@ class _Node:
 
     def __init__(self, message: Message, context: Context) -> None:
         content = message.content
-        if "order" not in content or "shared" not in content:
-            raise ProtocolError(f"the message holds {sorted(content)}, it must hold 'order' and 'shared'")
+        order, shared = content.get("order"), content.get("shared")
+        if not isinstance(order, ConfigRecord) or not isinstance(shared, ArrayRecord):
+            raise ProtocolError(f"the message holds {sorted(content)}, it must hold config 'order' and arrays 'shared'")
         self._message = message
-        self.order = ConfigRecord(dict(content["order"]))
+        self.order = order
         self.config: Config = assemble.config_of_run(context.run_config)
-        self.round, self.run_id = int(self.order["round"]), str(self.order["run-id"])
+        self.round, self.run_id = int(str(order["round"])), str(order["run-id"])
         self.plan_digest = str(self.order["plan"])
         self.is_simulation = bool(context.run_config.get("simulation", False))
         self.partition = int(context.node_config["partition-id"])
-        self.data = assemble.node_data(self.config.to_json(), self.partition, int(context.node_config["num-partitions"]))
+        self.data = assemble.node_data(
+            self.config.to_json(), self.partition, int(context.node_config["num-partitions"])
+        )
         folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
         self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
-        self.shared = record_to_tensors(content["shared"], assemble.shared_spec(self.config.to_json()))
+        self.shared = record_to_tensors(shared, assemble.shared_spec(self.config.to_json()))
 
     def check_plan(self, own_digest: str) -> None:
         """Refuse to take part under another plan than this node's own, or as a node of too few users."""
         if self.plan_digest != own_digest:
-            raise PrivacyError(f"the server announced plan {self.plan_digest!r}, this node's own is {own_digest!r}: refused")
+            raise PrivacyError(
+                f"the server announced plan {self.plan_digest!r}, this node's own is {own_digest!r}: refused"
+            )
         privacy = self.config.privacy
         if privacy is not None and len(self.data.user_keys) < privacy.min_users_per_node:
             raise PrivacyError(
-                f"this node has {len(self.data.user_keys)} users, privacy.min_users_per_node={privacy.min_users_per_node}; a sum "
-                "over fewer would show the server too much: put more users on each node"
+                f"this node has {len(self.data.user_keys)} users, "
+                f"privacy.min_users_per_node={privacy.min_users_per_node}; a sum over fewer would show the server too much: put more users on each node"
             )
 
     def reply(self, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> Message:

@@ -90,6 +90,18 @@ def shared_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.shared.items()}
 
 
+def check(config: Config) -> None:
+    """Load and make everything that a config names, so that bad input is found before a run folder exists.
+
+    Raises:
+        FedrecError: for the first thing that is not as it has to be.
+    """
+    device_of(config)
+    plan_of(config)
+    whole_split(config.to_json())
+    shared_spec(config.to_json())
+
+
 def config_of_run(run_config: Mapping[str, object]) -> Config:
     """Read the config that a Flower run was started with.
 
@@ -181,5 +193,7 @@ def device_of(config: Config) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"runtime.device={name!r} is not here; allowed are 'auto', 'cpu', 'cuda', 'cuda:N'") from error
+        raise ConfigError(
+            f"runtime.device={name!r} is not here; allowed are 'auto', 'cpu', 'cuda', 'cuda:N'"
+        ) from error
     return device

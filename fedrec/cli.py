@@ -24,7 +24,9 @@ data_app = typer.Typer(help="Look at data files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config, a TOML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config key.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a config key.")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json as one line, the last of stdout.")]
 Runtime = Annotated[str, typer.Option(help="'local' (in-process) or 'ray' (Flower's simulation engine).")]
@@ -39,13 +41,17 @@ def simulate(
     runtime: Runtime = "local",
 ) -> None:
     """Run a federated training with all its nodes on this machine."""
+    from fedrec import assemble
     from fedrec import config as configs
     from fedrec.run_folder import RunFolder
 
     loaded = configs.load(config, settings or ())
     folder = RunFolder(out if out is not None else _new_folder(config.stem))
     if (folder.path / "config.toml").exists():
-        raise ConfigError(f"{folder.path} holds a run already; go on with: fedrec resume {folder.path}, or give another --out")
+        raise ConfigError(
+            f"{folder.path} holds a run already; go on with: fedrec resume {folder.path}, or give another --out"
+        )
+    assemble.check(loaded)
     folder.create(loaded)
     _run(folder.path, runtime, as_json)
 
@@ -69,7 +75,9 @@ def evaluate(directory: RunDir, as_json: AsJson = False) -> None:
     rounds = read_checkpoint(folder.checkpoint / "server.safetensors").round
     wanted = folder.config().federated.num_rounds
     if rounds < wanted:
-        raise ConfigError(f"{directory} has finished {rounds} of {wanted} rounds; go on with: fedrec resume {directory}")
+        raise ConfigError(
+            f"{directory} has finished {rounds} of {wanted} rounds; go on with: fedrec resume {directory}"
+        )
     _run(directory, "local", as_json, again=True)
 
 
@@ -96,7 +104,8 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; default DIR/report.")] = None,
 ) -> None:
     """Write an HTML page and plots of a run, or of several side by side."""
-    from fedrec.report.page import compare, write_report
+    from fedrec.report.comparison import compare
+    from fedrec.report.page import write_report
 
     if len(directories) == 1:
         page = write_report(directories[0], out)

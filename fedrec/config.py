@@ -84,8 +84,8 @@ class PrivacyConfig(_Table):
 class EvaluationConfig(_Table):
     """[evaluation]: protocol and metrics.
 
-    `holdout_share` is of cold_items and cold_users, the other shares of temporal; `every` is the number of rounds between two
-    validations (0: only at the end).
+    `holdout_share` is of cold_items and cold_users, the other shares of temporal; `every` is the number of rounds
+    between two validations (0: only at the end).
     """
 
     protocol: Literal["leave_one_out", "temporal", "cold_items", "cold_users"] = "leave_one_out"
@@ -121,7 +121,7 @@ class Config(_Table):
     @model_validator(mode="after")
     def _model_has_a_name(self) -> Config:
         if not isinstance(self.model.get("name"), str):
-            raise ValueError("model.name is missing; name a model, for example name = \"als\"")
+            raise ValueError('model.name is missing; name a model, for example name = "als"')
         return self
 
     def to_json(self) -> str:
@@ -149,7 +149,9 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} can't be read: {error}; give the path of a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config {path} is not TOML: {error}; see simulations/synthetic.toml for an example") from error
+        raise ConfigError(
+            f"config {path} is not TOML: {error}; see simulations/synthetic.toml for an example"
+        ) from error
     for setting in settings:
         _apply(table, setting)
     return build(table, str(path))
@@ -210,8 +212,8 @@ def describe(error: ValidationError, model: type[BaseModel], prefix: str = "") -
 
 def _advice(place: str) -> str:
     advice = {
-        "privacy.population_size": "declare the public number of users the plan is made for (add-or-remove adjacency hides "
-        "the real one)",
+        "privacy.population_size": "declare the public number of users the plan is made for "
+        "(add-or-remove adjacency hides the real one)",
         "data": "add a [data] table with a name or a path",
         "model": "add a [model] table with a name",
     }
@@ -230,7 +232,9 @@ def _apply(table: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) < 2 or not all(parts):
-        raise ConfigError(f"--set {setting!r} is not of the form section.key=value; write for example --set model.dim=64")
+        raise ConfigError(
+            f"--set {setting!r} is not of the form section.key=value; write for example --set model.dim=64"
+        )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:

@@ -24,6 +24,8 @@ def examine() -> str:
     cuda = torch.cuda.is_available()
     lines.append(f"cuda: {torch.cuda.get_device_name(0) if cuda else 'no GPU found; runs use the CPU'}")
     lines.append(f"FEDREC_DATA={os.environ.get('FEDREC_DATA', '(not set)')}")
-    lines.extend(f"data set {name}: {where or 'not here; downloaded on first use where it has an official source'}"
-                 for name, where in available().items())
+    lines.extend(
+        f"data set {name}: {where or 'not here; downloaded on first use where it has an official source'}"
+        for name, where in available().items()
+    )
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Randomness as a function: every draw follows from a key and a purpose, never from the order of calls.
 
-A `Key` is 32 bytes. `fold` derives independent keys for a round, a purpose, a node; the draws of a key never depend on how
-users are spread over nodes, batches or devices. Simulations start from a seed; deployments from the operating system.
+A `Key` is 32 bytes. `fold` derives independent keys for a round, a purpose, a node; the draws of a key never depend
+on how users are spread over nodes, batches or devices. Simulations start from a seed; deployments from the operating
+system.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Key:
         blocks[:, :, 0] = user_keys[:, None]
         blocks[:, :, 1] = np.arange(blocks.shape[1], dtype="<u8")
         cipher = Cipher(AES(self.secret), ECB()).encryptor()  # a PRF on distinct counters; nothing is being encrypted
-        words = np.frombuffer(cipher.update(blocks.tobytes()), dtype="<u8").reshape(len(user_keys), -1)
+        words = np.frombuffer(cipher.update(blocks.tobytes()), dtype="<u8").reshape(len(user_keys), 2 * blocks.shape[1])
         return np.asarray((words[:, :num_draws] >> np.uint64(11)) * _TO_UNIT)
 
 

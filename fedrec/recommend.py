@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from fedrec import assemble
+from fedrec.config import Config
 from fedrec.data.batches import user_batches
 from fedrec.errors import ConfigError
 from fedrec.evaluation.nodes import masked_scores, users_per_batch
@@ -53,9 +54,9 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
 
 
 def _tables(
-    config_json: str, node: int, num_nodes: int, shared: dict[str, torch.Tensor], top: int, wanted: np.ndarray | None
+    config_json: str, node: int, num_nodes: int, shared: Mapping[str, torch.Tensor], top: int, wanted: np.ndarray | None
 ) -> Iterator[pa.Table]:
-    config = assemble.Config.from_json(config_json)
+    config = Config.from_json(config_json)
     model, device = assemble.model_of(config), assemble.device_of(config)
     shared = {name: tensor.to(device) for name, tensor in shared.items()}
     data = assemble.node_data(config_json, node, num_nodes).split

@@ -59,7 +59,9 @@ class RunFolder:
         try:
             return build(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
         except OSError as error:
-            raise ConfigError(f"{self.path} holds no run (no readable config.toml); give a folder made by simulate") from error
+            raise ConfigError(
+                f"{self.path} holds no run (no readable config.toml); give a folder made by simulate"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is damaged ({error}); restore it or start a new run") from error
 
@@ -101,6 +103,10 @@ class RunFolder:
         try:
             return dict(json.loads(file.read_text(encoding="utf-8")))
         except OSError as error:
-            raise ProtocolError(f"{self.path} has no result yet; finish the run with: fedrec resume {self.path}") from error
+            raise ProtocolError(
+                f"{self.path} has no result yet; finish the run with: fedrec resume {self.path}"
+            ) from error
         except ValueError as error:
-            raise ProtocolError(f"{file} is damaged ({error}); write it again with: fedrec evaluate {self.path}") from error
+            raise ProtocolError(
+                f"{file} is damaged ({error}); write it again with: fedrec evaluate {self.path}"
+            ) from error

@@ -53,14 +53,19 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
     data = assemble.dataset(config.to_json())
     plan = assemble.plan_of(config)
     coordinator = Coordinator(
-        assemble.model_of(config), data.catalogue, folder.checkpoint, assemble.run_id(config), assemble.run_key(config), plan
+        assemble.model_of(config),
+        data.catalogue,
+        folder.checkpoint,
+        assemble.run_id(config),
+        assemble.run_key(config),
+        plan,
     )
-    session = Session(grid, config, coordinator)
+    session = Session(grid, config, coordinator, folder)
     session.wait_for_nodes()
-    _finish_log(session, folder, config)
+    session.finish_log()
     for round_number in range(coordinator.checkpoint.round + 1, config.federated.num_rounds + 1):
         session.train(round_number)
-        _finish_log(session, folder, config)
+        session.finish_log()
     cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
     num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
     metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
@@ -68,32 +73,17 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
     folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds))
 
 
-def _finish_log(session: Session, folder: RunFolder, config: Config) -> None:
-    """Log the last finished round, evaluated where the config says so; does nothing where its line is there."""
-    log = session.coordinator.checkpoint.log
-    if log is None or any(line["round"] == log["round"] for line in folder.rounds()):
-        return
-    metrics: dict[str, Any] = {}
-    every = config.evaluation.every
-    if every and log["round"] % every == 0:
-        counts = session.evaluate("validation")
-        metrics["validation"] = summarise(counts, assemble.cutoffs(config), counts["items"].shape[1])
-    folder.log_round({**log, "metrics": metrics})
-    shown = "".join(f" {name} {value:.4f}" for name, value in metrics.get("validation", {}).items() if "@" in name)
-    _LOG.info("round %d/%d %.2f s%s", log["round"], config.federated.num_rounds, log["seconds"], shown)
-
-
 class Session:
     """One run's conversation with its nodes.
 
     Privacy:
-        Only what `Coordinator` releases leaves the server; a reply is checked before it touches a sum, and a bad or missing one
-        costs that node its round and nothing else.
+        Only what `Coordinator` releases leaves the server; a reply is checked before it touches a sum, and a bad or
+        missing one costs that node its round and nothing else.
     """
 
-    def __init__(self, grid: Grid, config: Config, coordinator: Coordinator) -> None:
+    def __init__(self, grid: Grid, config: Config, coordinator: Coordinator, folder: RunFolder) -> None:
         """Keep who talks to whom."""
-        self.grid, self.config, self.coordinator = grid, config, coordinator
+        self.grid, self.config, self.coordinator, self.folder = grid, config, coordinator, folder
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes of the config are online.
@@ -106,7 +96,9 @@ class Session:
         while len(list(self.grid.get_node_ids())) < wanted:
             if time.monotonic() - start > deadline:
                 found = len(list(self.grid.get_node_ids()))
-                raise ProtocolError(f"{found} nodes are online after {deadline} s, federated.num_nodes={wanted}; start the rest")
+                raise ProtocolError(
+                    f"{found} nodes are online after {deadline} s, federated.num_nodes={wanted}; start the rest"
+                )
             time.sleep(_POLL_SECONDS)
 
     def train(self, round_number: int) -> None:
@@ -121,15 +113,34 @@ class Session:
             name: int(sum(reply.report.get(name, 0) for reply in replies))
             for name in ("cohort_size", "num_clipped", "num_zeroed")
         }
-        log = {
+        coordinator.close(round_number, sums, diagnostics["cohort_size"])
+        ledger = coordinator.ledger
+        line = {
             "round": round_number,
+            "seconds": time.perf_counter() - start,
             "diagnostics": {**diagnostics, "nodes": len(replies)},
             "communication": {
                 "download_bytes": sent,
                 "upload_bytes": max((reply.num_bytes for reply in replies), default=0),
             },
+            "epsilon_spent": None if ledger is None else ledger.epsilon_spent(),
         }
-        coordinator.finish(round_number, sums, diagnostics["cohort_size"], log, start)
+        self.folder.log_round(line)
+        coordinator.commit()
+
+    def finish_log(self) -> None:
+        """Add the validation metrics to the line of the last committed round, where the config asks for them."""
+        line = next((line for line in self.folder.rounds() if line["round"] == self.coordinator.checkpoint.round), None)
+        if line is None or "metrics" in line:
+            return
+        metrics: dict[str, Any] = {}
+        every = self.config.evaluation.every
+        if every and line["round"] % every == 0:
+            counts = self.evaluate("validation")
+            metrics["validation"] = summarise(counts, assemble.cutoffs(self.config), counts["items"].shape[1])
+        self.folder.log_round({**line, "metrics": metrics})
+        shown = "".join(f"  {name} {value:.4f}" for name, value in metrics.get("validation", {}).items() if "@" in name)
+        _LOG.info("round %d/%d  %.2f s%s", line["round"], self.config.federated.num_rounds, line["seconds"], shown)
 
     def evaluate(self, phase: Phase) -> dict[str, np.ndarray]:
         """Let all nodes rank their users' held-out items and add up the counts."""
@@ -155,7 +166,8 @@ class Session:
         )
         nodes = sorted(self.grid.get_node_ids())
         messages = [
-            Message(RecordDict({"shared": shared, "order": order}), message_type=kind, dst_node_id=node) for node in nodes
+            Message(RecordDict({"shared": shared, "order": order}), message_type=kind, dst_node_id=node)
+            for node in nodes
         ]
         answers = self.grid.send_and_receive(messages, timeout=self.config.federated.round_deadline_seconds)
         good: dict[int, Reply] = {}

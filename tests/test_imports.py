@@ -39,8 +39,10 @@ def imported(path: Path) -> set[str]:
 
 
 def allowed(module: str, rooms: set[str]) -> bool:
-    return any(module == room or module.startswith(room + ".") for room in rooms) or module in ANYWHERE or (
-        module.split(".")[0] in {"numpy", "torch"}
+    return (
+        any(module == room or module.startswith(room + ".") for room in rooms)
+        or module in ANYWHERE
+        or (module.split(".")[0] in {"numpy", "torch"})
     )
 
 
@@ -60,7 +62,9 @@ def test_room_imports_only_what_it_may(room: str) -> None:
 def test_flower_is_imported_in_its_own_room_and_the_apps_only() -> None:
     for path in sorted((ROOT / "fedrec").rglob("*.py")):
         if "flower" not in path.parts:
-            assert not any(module.split(".")[0] in {"flwr", "ray", "server", "client"} for module in imported(path)), path
+            assert not any(module.split(".")[0] in {"flwr", "ray", "server", "client"} for module in imported(path)), (
+                path
+            )
 
 
 def test_nothing_is_unpickled() -> None:

@@ -26,7 +26,11 @@ def train(
     server = model.init(catalogue, key.fold("init"))
     for number in range(1, num_rounds + 1):
         total, _ = sum_contributions(
-            model, server.shared, user_batches(interactions, max_elements=micro_batch), clipping_norm, key.fold("round", number)
+            model,
+            server.shared,
+            user_batches(interactions, max_elements=micro_batch),
+            clipping_norm,
+            key.fold("round", number),
         )
         server = model.update(server, publish_exact(total, float(interactions.num_users)))
     return server

@@ -12,9 +12,13 @@ from fedrec.randomness import Key
 
 def make(pairs: list[tuple[int, int]], num_users: int, num_items: int, times: bool = True) -> Interactions:
     """Return interactions of (user, item) pairs, in the order given."""
-    users, items = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True)) if pairs else (
-        np.zeros(0, dtype=np.int64),
-        np.zeros(0, dtype=np.int64),
+    users, items = (
+        (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+        if pairs
+        else (
+            np.zeros(0, dtype=np.int64),
+            np.zeros(0, dtype=np.int64),
+        )
     )
     stamps = np.arange(len(pairs), dtype=np.int64) if times else None
     return Interactions(users, items, Vocabulary(np.arange(num_users)), Vocabulary(np.arange(num_items)), times=stamps)
@@ -23,8 +27,8 @@ def make(pairs: list[tuple[int, int]], num_users: int, num_items: int, times: bo
 def checkerboard(num_users: int = 40, num_items: int = 20, times: bool = True) -> tuple[Split, Catalogue]:
     """Even users met all even items but one, odd users all odd ones: the missing one is what each should get next.
 
-    The last two items of each user (a rotation) are the validation and test targets, so once they are held out, the only items
-    of a user's own colour that were not met are those targets.
+    The last two items of each user (a rotation) are the validation and test targets, so once they are held out, the
+    only items of a user's own colour that were not met are those targets.
     """
     pairs = []
     for user in range(num_users):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fedrec.data.catalogue import Catalogue, Dataset
 from fedrec.data.interactions import Vocabulary, deduplicate
 from fedrec.data.named import amazon, frappe, lastfm, movielens
-from fedrec.data.named.folders import Home, find_folder
+from fedrec.data.named.folders import Home, find_folder, locate
 from fedrec.data.reading.columns import ColumnNames
 from fedrec.data.reading.problems import nearest
 from fedrec.data.reading.reader import read_values, to_interactions
@@ -89,6 +89,11 @@ def load(
     return Dataset(name, interactions, describe(folder, interactions.item_ids))
 
 
+def available() -> dict[str, Path | None]:
+    """Return the folder of every named data set on this machine, None where it is not here."""
+    return {name: locate(source.home) for name, source in SOURCES.items()}
+
+
 def _from_file(path: Path, columns: Mapping[str, object] | None, min_rating: float | None, repeat: bool) -> Dataset:
     path = path.expanduser()
     values = read_values(path, ColumnNames.from_mapping(columns))
@@ -103,7 +108,9 @@ def _from_generator(
     if min_rating is not None:
         raise ConfigError(f"data.min_rating={min_rating} but synthetic data has no ratings; remove min_rating")
     try:
-        config = options if isinstance(options, SyntheticConfig) else SyntheticConfig.model_validate(dict(options or {}))
+        config = (
+            options if isinstance(options, SyntheticConfig) else SyntheticConfig.model_validate(dict(options or {}))
+        )
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))

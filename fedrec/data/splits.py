@@ -79,8 +79,13 @@ def _split(
             f"at least {MIN_EVALUATED} are needed (and some before the cut or held out); give more data"
         )
     served = np.zeros(len(interactions), dtype=bool) if served is None else served
-    parts = [interactions.take(mask, check=False) for mask in (train, validation, test, served)]
-    return Split(*parts, candidates=candidates)
+    return Split(
+        train=interactions.take(train, check=False),
+        validation=interactions.take(validation, check=False),
+        test=interactions.take(test, check=False),
+        served=interactions.take(served, check=False),
+        candidates=candidates,
+    )
 
 
 def _rank_from_end(interactions: Interactions, key: Key) -> np.ndarray:
@@ -88,8 +93,8 @@ def _rank_from_end(interactions: Interactions, key: Key) -> np.ndarray:
 
     That is the order of time, last first; without any times two random rows of each user come first.
     """
-    rows, last = np.arange(len(interactions)), interactions.indptr[1:] - 1
-    rank = last[interactions.users] - rows
+    last = interactions.indptr[1:] - 1
+    rank: np.ndarray = last[interactions.users] - np.arange(len(interactions))
     if _has_times(interactions):
         return rank
     lengths = interactions.lengths
@@ -144,7 +149,7 @@ def temporal(
         raise ConfigError(f"validation_share + test_share = {total} leaves nothing to train on; it must be below 1")
     if interactions.times is None or not _has_times(interactions):
         raise DataError("the temporal split needs times and this data has none; use leave_one_out, or name a timestamp")
-    ordered = np.sort(interactions.times)
+    ordered = np.sort(interactions.times[interactions.times != UNKNOWN_TIME])
     num_before = [round(len(ordered) * share) for share in (1 - validation_share - test_share, 1 - test_share)]
     first_cut, second_cut = ordered[np.minimum(num_before, len(ordered) - 1)]
     train = interactions.times < first_cut
@@ -244,9 +249,7 @@ class _Options:
 
 SPLITS: Mapping[str, Callable[[Interactions, Key, _Options], Split]] = {
     "leave_one_out": lambda data, key, options: leave_one_out(data, key),
-    "temporal": lambda data, key, options: temporal(
-        data, options.validation_share, options.test_share, options.repeat
-    ),
+    "temporal": lambda data, key, options: temporal(data, options.validation_share, options.test_share, options.repeat),
     "cold_items": lambda data, key, options: cold_items(data, key, options.share),
     "cold_users": lambda data, key, options: cold_users(data, key, options.share),
 }

@@ -26,7 +26,8 @@ class DeviceStore:
         folder: made if missing, with mode 0700.
 
     Privacy:
-        Nothing here is ever sent. The record is what lets a node refuse a server that asks for more than its plan allows.
+        Nothing here is ever sent. The record is what lets a node refuse a server that asks for more than its plan
+        allows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +37,9 @@ class DeviceStore:
             folder.mkdir(parents=True, exist_ok=True)
             os.chmod(folder, 0o700)
         except OSError as error:
-            raise ProtocolError(f"private store {folder} can't be made ({error}); give a folder you may write") from error
+            raise ProtocolError(
+                f"private store {folder} can't be made ({error}); give a folder you may write"
+            ) from error
 
     def take_part(self, run_id: str, plan_digest: str, round_number: int, max_rounds: int) -> None:
         """Record participation in a round before any work; the same round of the same run counts once.
@@ -54,14 +57,15 @@ class DeviceStore:
         run = record.setdefault(run_id, {"plan": plan_digest, "rounds": []})
         if run["plan"] != plan_digest:
             raise PrivacyError(
-                f"run {run_id} announced plan {plan_digest}, this node pinned {run['plan']}; it takes part in one plan a run"
+                f"run {run_id} announced plan {plan_digest}, this node pinned {run['plan']}; "
+                "it takes part in one plan a run"
             )
         if round_number in run["rounds"]:
             return
         if len(run["rounds"]) >= max_rounds:
             raise PrivacyError(
-                f"run {run_id} asks for round {round_number} after {len(run['rounds'])} rounds, its plan allows {max_rounds}; "
-                "this node refuses"
+                f"run {run_id} asks for round {round_number} after {len(run['rounds'])} rounds, "
+                f"its plan allows {max_rounds}; this node refuses"
             )
         run["rounds"].append(round_number)
         replace_file(self._folder / "participation.json", json.dumps(record, sort_keys=True).encode(), _PRIVATE)
@@ -81,7 +85,7 @@ class DeviceStore:
         if not path.exists():
             return {}
         try:
-            return load_file(path)
+            return dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise ProtocolError(
                 f"private state {path} is damaged ({error}); delete it, it is fitted again from the node's own data"
@@ -95,8 +99,8 @@ class DeviceStore:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PrivacyError(
-                f"participation record {path} is damaged ({error}); restore it from a backup: without it this node can't "
-                "know what it has spent and takes no part"
+                f"participation record {path} is damaged ({error}); restore it from a backup: without it "
+                "this node can't know what it has spent and takes no part"
             ) from error
         return dict(record)
 

@@ -71,7 +71,7 @@ def add_users(
             torch.ones(len(ranks), dtype=torch.float64),
             torch.where(hit, 1.0 / torch.log2(ranks + 1.0), 0.0).sum(dim=1) / ideal,
             hit.any(dim=1).to(torch.float64),
-            found.sum(dim=1) / num_targets,
+            found.sum(dim=1).to(torch.float64) / num_targets,
             torch.where(best <= cut.k, 1.0 / best, 0.0),
         ],
         dim=1,
@@ -131,7 +131,9 @@ def summarise_slices(counts: Mapping[str, np.ndarray], cut: Cutoffs) -> dict[str
     for low, high, row in zip(edges, (*ACTIVITY_EDGES, None), counts["users"], strict=True):
         if row[0]:
             name = f"{low}+" if high is None else f"{low}-{high - 1}"
-            values = dict(zip((f"ndcg@{cut.k}", f"hr@{cut.k}", f"recall@{cut.recall_k}"), row[1:4] / row[0], strict=True))
+            values = dict(
+                zip((f"ndcg@{cut.k}", f"hr@{cut.k}", f"recall@{cut.recall_k}"), row[1:4] / row[0], strict=True)
+            )
             activity.append({"group": name, "num_users": int(row[0]), **{k: float(v) for k, v in values.items()}})
     order = np.argsort(-counts["items"][0], kind="stable")
     train, shown, targets, hits, found = counts["items"][:, order]

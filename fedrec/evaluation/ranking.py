@@ -106,8 +106,8 @@ def top_items(masked: Tensor, num: int) -> tuple[Tensor, Tensor]:
 def sampled_ranks(masked: Tensor, targets: Targets, met: Tensor, uniforms: Tensor, num_negatives: int = 99) -> Tensor:
     """Return the rank of the first target among `num_negatives` uniform negatives (compatibility mode).
 
-    The negatives are the items with the smallest uniform draws among those the user has never met, so they are fixed by the
-    draws and the same for every model.
+    The negatives are the items with the smallest uniform draws among those the user has never met, so they are fixed
+    by the draws and the same for every model.
 
     Args:
         masked: (B, M) from `mask_scores`.

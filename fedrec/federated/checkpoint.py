@@ -28,7 +28,6 @@ class Checkpoint:
         run_id: which run this is.
         release_digest: digest of what round `round` released, or "" (without privacy, or before the first round).
         ledger_position: the ledger's position when the checkpoint was written, or None without privacy.
-        log: the line of `rounds.jsonl` for `round`, without what is evaluated afterwards.
     """
 
     state: ServerState
@@ -36,7 +35,6 @@ class Checkpoint:
     run_id: str
     release_digest: str = ""
     ledger_position: Mapping[str, Any] | None = None
-    log: Mapping[str, Any] | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -53,7 +51,6 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "run_id": checkpoint.run_id,
         "release_digest": checkpoint.release_digest,
         "ledger_position": checkpoint.ledger_position,
-        "log": checkpoint.log,
     }
     replace_file(path, save(tensors, {"fedrec": json.dumps(header, sort_keys=True)}))
 
@@ -84,5 +81,4 @@ def read_checkpoint(path: Path) -> Checkpoint:
         run_id=header["run_id"],
         release_digest=header["release_digest"],
         ledger_position=header["ledger_position"],
-        log=header["log"],
     )

@@ -50,7 +50,8 @@ def draw_cohort(user_keys: np.ndarray, sampling_probability: float, key: Key) ->
     """
     if not 0 < sampling_probability <= 1:
         raise PrivacyError(
-            f"sampling_probability={sampling_probability} is not in (0, 1]; it is expected_cohort_size / population_size"
+            f"sampling_probability={sampling_probability} is not in (0, 1]; "
+            "it is expected_cohort_size / population_size"
         )
     if sampling_probability == 1:
         return np.arange(len(user_keys))

@@ -1,14 +1,12 @@
-"""The coordinator: the server's side of a round, from the ledger check to the checkpoint, whatever carries the messages."""
+"""The coordinator: the server's side of a round, from the ledger check to the checkpoint, in every runtime."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,13 +27,15 @@ class Coordinator:
     """Opens and closes rounds, in an order that a crash at any instruction cannot turn into unrecorded spend.
 
         begin    ledger: intended spend      (refused if it would overspend)
-        finish   release -> update -> checkpoint -> ledger: published
+        close    release -> update           (in memory)
+        commit   checkpoint -> ledger: published
 
-    Nothing of a round leaves the server before its checkpoint is on disk. A round that crashed earlier is run again: in a
-    simulation it is the same release, in a deployment the unpublished attempt is closed and a new one is intended.
+    Nothing of a round leaves the server before its checkpoint is on disk. A round that crashed earlier is run again:
+    in a simulation it is the same release, in a deployment the unpublished attempt is closed and a new one is intended.
 
     Privacy:
-        Unit user, add-or-remove, central trust. Each finished round spends one event of the plan; all else is post-processing.
+        Unit user, add-or-remove, central trust. Each finished round spends one event of the plan; all else is
+        post-processing.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Coordinator:
                 )
         else:
             self.checkpoint = Checkpoint(model.init(catalogue, key.fold("init")), 0, run_id)
+        self._closed = self.checkpoint
         self.ledger = None
         if plan is not None:
             position = self.checkpoint.ledger_position
@@ -87,17 +88,16 @@ class Coordinator:
         if self.ledger is not None:
             self.ledger.intend(round_number, self._attempt(round_number))
 
-    def finish(
-        self, round_number: int, sums: Sequence[BoundedSum], num_users: int, log: Mapping[str, Any], start: float
-    ) -> None:
-        """Add up the nodes' sums, release, move the model and make it last.
+    def close(self, round_number: int, sums: Sequence[BoundedSum], num_users: int) -> None:
+        """Add up the nodes' sums, release and move the model; nothing lasts or leaves before `commit`.
 
         Args:
             round_number: the round that `begin` opened.
             sums: one bounded sum a node, of disjoint users.
             num_users: users behind the sums; only used without privacy, where it is the divisor.
-            log: this round's line for `rounds.jsonl`.
-            start: `time.perf_counter()` when the round began.
+
+        Raises:
+            ProtocolError: where the new model is not finite.
         """
         total = BoundedSum(self.model.totals(self.shared), self.clipping_norm)
         for one in sums:
@@ -107,16 +107,16 @@ class Coordinator:
         broken = [name for name, tensor in state.shared.items() if not torch.isfinite(tensor).all()]
         if broken:
             raise ProtocolError(
-                f"round {round_number} made {', '.join(broken)} non-finite; raise model.regularization or lower the noise"
+                f"round {round_number} made {', '.join(broken)} non-finite; "
+                "raise model.regularization or lower the noise"
             )
         position = None if self.ledger is None else self.ledger.position
-        line = {
-            **log,
-            "seconds": time.perf_counter() - start,
-            "epsilon_spent": None if self.ledger is None else self.ledger.epsilon_spent(),
-        }
-        self.checkpoint = Checkpoint(state, round_number, self.run_id, digest, position, line)
-        write_checkpoint(self._path, self.checkpoint)
+        self._closed = Checkpoint(state, round_number, self.run_id, digest, position)
+
+    def commit(self) -> None:
+        """Make the closed round last: checkpoint first, then the ledger's record that it was published."""
+        write_checkpoint(self._path, self._closed)
+        self.checkpoint = self._closed
         self._record_published()
 
     def _release(self, total: BoundedSum, round_number: int, num_users: int) -> tuple[Release, str]:
@@ -130,13 +130,11 @@ class Coordinator:
 
     def _attempt(self, round_number: int) -> int:
         """Number the attempt: a simulation repeats the same one, a deployment closes what never published."""
-        assert_ledger = self.ledger
-        if assert_ledger is None or not self._key.from_system:
+        if self.ledger is None or not self._key.from_system:
             return 1
-        attempts = assert_ledger.open_attempts(round_number)
-        for attempt in attempts:
-            assert_ledger.closed(round_number, attempt)
-        return assert_ledger.num_attempts(round_number) + 1
+        for attempt in self.ledger.open_attempts(round_number):
+            self.ledger.closed(round_number, attempt)
+        return self.ledger.num_attempts(round_number) + 1
 
     def _record_published(self) -> None:
         if self.ledger is not None and self.checkpoint.round:

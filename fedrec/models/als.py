@@ -1,6 +1,7 @@
 """Implicit alternating least squares in federated form, exact: for runs without privacy.
 
-Users solve for their own vector on the device; nodes send sums of p_u, p_u p_u' and counts; the server solves for the items.
+Users solve for their own vector on the device; nodes send sums of p_u, p_u p_u' and counts; the server solves for the
+items.
 """
 
 from __future__ import annotations
@@ -32,19 +33,23 @@ class AlsConfig(BaseModel):
     init_std: Annotated[float, Field(gt=0)] = 0.1
     recency_weight: Annotated[float, Field(ge=0)] = 0.0
     recency_decay: Annotated[float, Field(gt=0)] = 3.0
+    norm_discount: Share = 0.0
 
 
 class Als:
     """Implicit ALS with exact item statistics.
 
-    The objective of Hu et al. in the parametrisation of Rendle et al.: every item counts with `unobserved_weight` a0 and target
-    0, every interaction with weight w and target 1, and regularisation grows with frequency:
+    The objective of Hu et al. in the parametrisation of Rendle et al.: every item counts with `unobserved_weight` a0
+    and target 0, every interaction with weight w and target 1, and regularisation grows with frequency:
 
         p_u = (a0 Q'Q + sum_{i in S_u} w_ui q_i q_i' + lam (|S_u| + a0 M) I)^-1  sum_{i in S_u} w_ui q_i
         q_i = (a0 P'P + sum_{u: i in S_u} p_u p_u' + lam (count_i + a0 N) I)^-1  sum_{u: i in S_u} p_u
 
-    Recency: at ranking, w_ui = 1 + recency_weight exp(-age_ui / recency_decay), age 0 = the user's newest interaction; the device
-    chooses it freely. Training uses w = 1 (recency in training was measured to lower quality).
+    Recency: at ranking, w_ui = 1 + recency_weight exp(-age_ui / recency_decay), age 0 = the user's newest interaction;
+    the device chooses it freely. Training uses w = 1.
+
+    Score: <p_u, q_i> / (|q_i| + mean |q| / 20)^norm_discount. Popular items have long vectors; dividing part of the
+    length away makes room for the others. Free on the device, too.
 
     Source:
         Hu, Koren, Volinsky, Collaborative Filtering for Implicit Feedback Datasets, 2008, eq. 4-5;
@@ -98,9 +103,7 @@ class Als:
         matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
         return {"vectors": solve_positive(matrix, weighted.sum(dim=1))}
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the exact statistics of each user; they have no bounded form."""
         vectors = state["vectors"]
         ones = users.mask.to(vectors.dtype)
@@ -130,8 +133,12 @@ class Als:
         return ServerState({**server.shared, "items": items}, server.memory)
 
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
-        """Return (B, num_items) inner products of user and item vectors."""
-        return state["vectors"] @ shared["items"].T
+        """Return (B, num_items) inner products of user and item vectors, discounted by the items' norms."""
+        items = shared["items"]
+        if self.config.norm_discount:
+            norms = items.norm(dim=1, keepdim=True)
+            items = items / (norms + norms.mean() / 20).clamp(min=1e-12) ** self.config.norm_discount
+        return state["vectors"] @ items.T
 
 
 def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:

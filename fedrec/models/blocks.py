@@ -1,7 +1,7 @@
 """Contribution blocks: what one user adds to a round, one row of tensors per user, never dense over all items.
 
-A block knows its per-user squared L2 norms (in float64, duplicates coalesced first) and how to add itself, scaled per user, to a
-running sum. All blocks of a user are clipped jointly; see `fedrec.privacy.clipping`.
+A block knows its per-user squared L2 norms (in float64, duplicates coalesced first) and how to add itself, scaled per
+user, to a running sum. All blocks of a user are clipped jointly; see `fedrec.privacy.clipping`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _finite_rows(values: Tensor) -> Tensor:
 
 
 def _coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the values of equal ids within each row; (B, m) ids and (B, m, ...) values keep their shapes, zeros fill up."""
+    """Sum the values of equal ids within each row; (B, m) ids and (B, m, ...) values keep their shapes."""
     ids, order = torch.sort(ids, dim=1, stable=True)
     duplicated = bool((ids[:, 1:] == ids[:, :-1]).any())
     order = order.reshape(*order.shape, *([1] * (values.ndim - 2))).expand_as(values)
@@ -157,7 +157,8 @@ class _Unbounded:
             PrivacyError: always.
         """
         raise PrivacyError(
-            f"{type(self).__name__} statistics have no bounded form; under a privacy plan use the bounded form of the model"
+            f"{type(self).__name__} statistics have no bounded form; "
+            "under a privacy plan use the bounded form of the model"
         )
 
 

@@ -35,17 +35,17 @@ class BoundedAls(Als):
         gram    gamma (p^_i p^_i, sqrt(2) p^_i p^_j for i < j)   norm gamma
         counts  kappa omega_ui                 for i in S_u      norm kappa
 
-    with beta^2 = item_share, gamma^2 = gram_share, kappa^2 = the rest. The server divides each block by its scale, multiplies
-    items and counts by the public `history_scale`, floors counts at 0 and Gram eigenvalues, and solves
+    with beta^2 = item_share, gamma^2 = gram_share, kappa^2 = the rest. The server divides each block by its scale,
+    multiplies items and counts by the public `history_scale`, floors counts at 0 and Gram eigenvalues, and solves
 
         q_i = ((a0 + c_i) G + lam (a0 + c_i) I)^-1 v_i
 
-    where v, c, G are means over users. `shrinkage` multiplies v_i by the empirical Bayes factor signal / (signal + noise),
-    with the known noise power: post-processing, free of privacy cost.
+    where v, c, G are means over users. `shrinkage` multiplies v_i by the empirical Bayes factor signal / (signal +
+    noise), with the known noise power: post-processing, free of privacy cost.
 
     Privacy:
-        Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without interactions
-        or with p_u = 0), and the engine clips to it again whatever happens here.
+        Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without
+        interactions or with p_u = 0), and the engine clips to it again whatever happens here.
 
     Source:
         Chien et al., Private Alternating Least Squares, 2021, algorithm 2, with one shared Gram matrix.
@@ -70,9 +70,7 @@ class BoundedAls(Als):
         totals = super().totals(shared)
         return {name: totals[name] for name in ("items", "gram", "counts")}
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the three blocks of each user."""
         scales = self._scales
         vectors = state["vectors"].to(torch.float64)
@@ -94,7 +92,9 @@ class BoundedAls(Als):
         num_items, dim = release.blocks["items"].shape
         upper = torch.triu_indices(dim, dim)
         factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
-        gram = from_triangle((release.blocks["gram"] / scales["gram"] / factor.to(release.blocks["gram"]))[None], dim)[0]
+        gram = from_triangle((release.blocks["gram"] / scales["gram"] / factor.to(release.blocks["gram"]))[None], dim)[
+            0
+        ]
         values, basis = torch.linalg.eigh(gram)
         values = values.clamp(min=config.min_gram_eigenvalue)
         sums = release.blocks["items"]

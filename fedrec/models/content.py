@@ -58,9 +58,7 @@ class Content:
         history = features[users.items] * users.mask.to(features.dtype)[:, :, None]
         return {"profiles": history.sum(dim=1) / users.lengths.clamp(min=1)[:, None]}
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return nothing but zeros."""
         zero = torch.zeros(users.num_users, 1, dtype=torch.float64, device=users.items.device)
         return {"nothing": RowOuter(zero.to(torch.int64), zero, zero)}
@@ -72,4 +70,5 @@ class Content:
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
         """Return (B, num_items) cosines."""
         profiles = state["profiles"]
-        return (profiles / profiles.norm(dim=1, keepdim=True).clamp(min=1e-12)) @ shared["features"].T
+        unit: Tensor = profiles / profiles.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return unit @ shared["features"].T

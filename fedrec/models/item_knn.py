@@ -57,9 +57,7 @@ class ItemKnn:
         """Fit nothing: the history itself is the user's state."""
         return {}
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return each user's pairs of items; they have no bounded form here."""
         return {"pairs": PairCounts(users.items, users.mask.to(torch.float32))}
 
@@ -86,6 +84,5 @@ class ItemKnn:
         )
         history = torch.zeros(users.num_users, num_items + 1, device=similarities.device)
         history.scatter_(1, torch.where(users.mask, users.items, num_items), 1.0)
-        return torch.sparse.mm(table, history[:, :-1].T).T
-
-
+        scores: Tensor = torch.sparse.mm(table, history[:, :-1].T).T
+        return scores

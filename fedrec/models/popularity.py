@@ -24,8 +24,8 @@ class PopularityConfig(BaseModel):
 class Popularity:
     """Rank items by how many users met them.
 
-    Without privacy a user adds 1 to each item met. Under a plan (`clipping_norm` given) a user adds weights of joint norm exactly
-    `clipping_norm`, the same for each of the user's items.
+    Without privacy a user adds 1 to each item met. Under a plan (`clipping_norm` given) a user adds weights of joint
+    norm exactly `clipping_norm`, the same for each of the user's items.
 
     Privacy:
         Unit user, add-or-remove, L2 norm `clipping_norm` (0 for a user without interactions).
@@ -50,9 +50,7 @@ class Popularity:
         """Fit nothing: popularity knows no user."""
         return {}
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return each user's weights on the items met."""
         weights = users.mask.to(torch.float64)
         if self.clipping_norm is not None:

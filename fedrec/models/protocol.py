@@ -73,9 +73,7 @@ class FederatedModel(Protocol):
         """Fit the private state of users, seen before or not; `ranking` tells serving from training."""
         ...
 
-    def contribute(
-        self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key
-    ) -> Contributions:
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return what each user adds to the round, as named blocks with the names of `totals`."""
         ...
 

@@ -39,8 +39,8 @@ def settings_type(name: str, private: bool) -> type[BaseModel]:
         return known[name]
     if name in _SETTINGS:
         raise ConfigError(
-            f"model.name={name!r} does not run under a privacy plan; allowed are {', '.join(known)}: choose one of them "
-            "or leave [privacy] out"
+            f"model.name={name!r} does not run under a privacy plan; allowed are {', '.join(known)}: "
+            "choose one of them or leave [privacy] out"
         )
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"

@@ -1,8 +1,8 @@
 """Accounting: the epsilon that a list of noisy rounds spends, computed from the rounds alone.
 
-Unit: a user. Adjacency: add or remove one user, both directions. Sensitivity: each event is a Gaussian mechanism whose noise std
-is noise_multiplier x the L2 sensitivity, on a Poisson sample of the users, `count` times. Released: nothing, these are pure
-functions of public numbers. Every epsilon is an upper bound, from one of three accountants:
+Unit: a user. Adjacency: add or remove one user, both directions. Sensitivity: an event is a Gaussian mechanism with
+noise std = noise_multiplier x L2 sensitivity on a Poisson sample of the users, `count` times. Released: nothing, these
+are pure functions of public numbers. Every epsilon is an upper bound, from one of three accountants:
 
     gaussian-exact   all users in every round: the closed form of Balle & Wang, exact, rounded up by a relative 1e-6
     opacus-prv       sampled users: Opacus' numerical composition (PRV), its upper bound with error 0.005 x epsilon
@@ -12,9 +12,8 @@ functions of public numbers. Every epsilon is an upper bound, from one of three 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedrec.errors import PrivacyError
 
@@ -22,9 +21,6 @@ Event = tuple[float, float, int]
 """(noise_multiplier, sampling_probability, count)."""
 
 ROUND_UP = 1 + 1e-6
-MAX_GRID = 2**24
-MAX_NUMERICAL_EPSILON = 500.0
-RDP_ORDERS = [1 + x / 10 for x in range(1, 100)] + [float(x) for x in (*range(11, 64), 80, 96, 128, 192, 256, 512, 1024)]
 
 
 class Spent(NamedTuple):
@@ -72,10 +68,11 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
     merged = _merge(events)
     if accountant == "auto" and all(probability == 1 for _, probability, _ in merged):
         return Spent(_exact_epsilon(1 / merged[0][0], delta) if merged else 0.0, "gaussian-exact")
-    bound = _rdp_epsilon(merged, delta)
-    if accountant == "rdp" or not 0 < bound < MAX_NUMERICAL_EPSILON or _float64_floor(merged) > delta / 10:
-        return Spent(bound, "rdp")
-    return _numerical_epsilon(merged, delta, bound)
+    from fedrec.privacy.composition import prv_epsilon, rdp_epsilon
+
+    bound = rdp_epsilon(merged, delta)
+    tighter = prv_epsilon(merged, delta, bound) if accountant == "auto" else None
+    return Spent(bound, "rdp") if tighter is None else Spent(tighter, "opacus-prv")
 
 
 def calibrate_noise(
@@ -106,12 +103,18 @@ def calibrate_noise(
             "target_epsilon, at least one round and a tolerance in (0, 1)"
         )
 
-    def spend(noise: float, accountant: str = "auto") -> float:
-        return epsilon([(noise, sampling_probability, count)], delta, accountant)
+    def spend(noise: float) -> float:
+        return epsilon([(noise, sampling_probability, count)], delta)
 
-    start = math.sqrt(count)
-    if sampling_probability < 1:  # the Renyi bound is cheap and a little high: a start just above the answer
-        start = _smallest(lambda noise: spend(noise, "rdp"), target_epsilon, sampling_probability * start, 0.02)
+    def sampled_as_gaussian(
+        noise: float,
+    ) -> float:  # the limit of many rounds (Bu et al. 2020): a first guess, no bound
+        variance = count * sampling_probability**2 * math.expm1(min(noise**-2.0, 500.0))
+        return _exact_epsilon(math.sqrt(variance), delta)
+
+    if sampling_probability == 1:
+        return _smallest(spend, target_epsilon, math.sqrt(count), rel_tol)
+    start = _smallest(sampled_as_gaussian, target_epsilon, math.sqrt(count), 1e-3)
     return _smallest(spend, target_epsilon, start, rel_tol)
 
 
@@ -147,7 +150,7 @@ def _check(events: Sequence[Event], delta: float) -> None:
 
 
 def _merge(events: Sequence[Event]) -> list[Event]:
-    """Merge equal events; the rounds with every user compose exactly to one Gaussian with mu^2 = sum count / noise^2."""
+    """Merge equal events; the rounds with every user are together one Gaussian with mu^2 = sum count / noise^2."""
     merged: dict[tuple[float, float], int] = {}
     for noise, probability, count in events:
         if count:
@@ -179,35 +182,29 @@ def _exact_epsilon(mu: float, delta: float) -> float:
 
     if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # delta(0) = erf(mu / sqrt 8)
         return math.inf if math.isinf(mu * mu) else 0.0
-    high = math.sqrt(2 * math.log(1 / delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2)
-    near = brentq(lambda x: _log_gaussian_delta(x, mu) - math.log(delta), -mu / 2, high, xtol=1e-13, rtol=1e-13)
+    high = math.sqrt(2 * math.log(1 / delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2); Phi(40) = 1
+    near = brentq(
+        lambda x: _log_gaussian_delta(x, mu) - math.log(delta), max(-mu / 2, -40.0), high, xtol=1e-13, rtol=1e-13
+    )
     return max(0.0, float(mu * (near + mu / 2)) * ROUND_UP)
 
 
-def _rdp_epsilon(events: Sequence[Event], delta: float) -> float:
-    """Bound epsilon by Renyi differential privacy (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020, Theorem 21)."""
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
-
-    with warnings.catch_warnings():  # Opacus warns where the best order is the largest: still a bound
-        warnings.simplefilter("ignore")
-        curve = sum(compute_rdp(q=q, noise_multiplier=z, steps=count, orders=RDP_ORDERS) for z, q, count in events)
-        return max(0.0, float(get_privacy_spent(orders=RDP_ORDERS, rdp=curve, delta=delta)[0]))
-
-
-def _float64_floor(events: Sequence[Event]) -> float:
-    """Return how much of delta the rounding of cumulative probabilities in float64 may hide, over all rounds."""
-    return 1e-13 + 1e-15 * sum(count for _, _, count in events)
-
-
-def _numerical_epsilon(events: Sequence[Event], delta: float, bound: float) -> Spent:
-    """Tighten a bound in three passes, each with a finer error; where Opacus gives up, the bound itself stands."""
-    name = "rdp"
-    for fraction in (0.1, 0.05, 0.005):
-        try:
-            tighter = max(_prv_upper_bound(events, delta, fraction * bound, removal) for removal in (True, False))
-        except (RuntimeError, ValueError):
+def _smallest(spend: Callable[[float], float], target: float, start: float, rel_tol: float) -> float:
+    """Return a z with (1 - rel_tol) target <= spend(z) <= target, for a falling `spend`; false position in log-log."""
+    bracket: dict[bool, tuple[float, float]] = {}  # spends too much -> (log z, log of spend / aim)
+    point, stride = math.log(start), 0.0
+    for step in range(200):
+        value = spend(math.exp(point))
+        if (1 - rel_tol) * target <= value <= target:
+            return math.exp(point)
+        excess = math.log(min(max(value / target, 1e-9), 1e9) / (1 - rel_tol / 2))
+        bracket[value > target] = (point, excess)
+        if len(bracket) < 2:
+            stride = max(2 * stride, min(1.1 * abs(excess), 0.5))  # the slope is about -1, or steeper
+            point += stride if value > target else -stride
+            continue
+        (low, above), (high, below) = bracket[True], bracket[False]
+        if high - low < 1e-12:  # a jump between two accountants
             break
-        if not 0 <= tighter < bound:
-            break
-        bound, name = tighter, "opacus-prv"
-    return Spent(bound, name)
+        point = low + (high - low) * (0.5 if step % 3 == 2 else above / (above - below))
+    return math.exp(bracket[False][0])

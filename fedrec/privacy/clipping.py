@@ -1,8 +1,8 @@
 """Clipping: bound what one user adds to a sum, over all blocks jointly, and keep the bound with the sum.
 
-Unit: a user. Adjacency: add or remove one user. The L2 sensitivity of a `BoundedSum` is its `clipping_norm`, whatever users
-send: duplicate rows are coalesced before the norm is taken, norms are float64, and a user with any non-finite entry adds
-exactly nothing.
+Unit: a user. Adjacency: add or remove one user. The L2 sensitivity of a `BoundedSum` is its `clipping_norm`, whatever
+users send: duplicate rows are coalesced before the norm is taken, norms are float64, and a user with any non-finite
+entry adds exactly nothing.
 """
 
 from __future__ import annotations

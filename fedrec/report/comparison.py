@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from fedrec.errors import ConfigError
-from fedrec.report.formats import epsilon_text, metric_name, metric_text, seconds_text
+from fedrec.report.formats import epsilon_text, metric_name, metric_text, plural, seconds_text
 from fedrec.report.html import Banner, Page, Picture, Section, page_path, picture, sections_with_content, write_page
 from fedrec.report.plots import CURVES, Bar, BarLabels, Point, bars, privacy_utility
 from fedrec.report.run import Privacy, Run, read_run
@@ -84,7 +84,7 @@ def compare(run_dirs: Sequence[Path], out: Path, labels: Sequence[str] | None = 
         raise ConfigError(f"there are {len(names)} labels for {len(run_dirs)} runs; give one label a run")
     entries = _entries(names, [read_run(folder) for folder in run_dirs])
     page = Page(
-        title=f"{len(run_dirs)} run{'s' if len(run_dirs) > 1 else ''} compared",
+        title=f"{plural(len(run_dirs), 'run')} compared",
         subtitle="Data: " + ", ".join(dict.fromkeys(run.data_name for entry in entries for run in entry.runs)),
         banner=_banner(entries),
         facts=(),
@@ -135,10 +135,10 @@ def _banner(entries: Sequence[Entry]) -> Banner:
     unfinished = [entry.label for entry in entries if not entry.finished]
     promises = distinct_terms(entry.privacy for entry in private)
     texts = [f"Epsilon {', '.join(epsilons)}: {text}." for text, epsilons in promises.items()]
-    texts += [f"No privacy: {', '.join(open_ones)}."] if open_ones else []
-    texts += [f"Unfinished: {', '.join(unfinished)}."] if unfinished else []
+    texts += [f"No privacy: {'; '.join(open_ones)}."] if open_ones else []
+    texts += [f"Unfinished: {'; '.join(unfinished)}."] if unfinished else []
     heading = f"Privacy: {len(private)} of {len(entries)} with a guarantee" if private else "No privacy"
-    return Banner(bool(private), heading, tuple(texts))
+    return Banner(len(private) == len(entries), heading, tuple(texts))
 
 
 def _quality(entries: Sequence[Entry]) -> Section:
@@ -185,7 +185,7 @@ def _table(entries: Sequence[Entry]) -> Table:
 
 def _mean_and_spread(key: str, values: Sequence[float]) -> str:
     mean = metric_text(key, statistics.fmean(values) if values else None)
-    return f"{mean} ± {metric_text(key, statistics.stdev(values))}" if len(values) > 1 else mean
+    return f"{mean}\n± {metric_text(key, statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def _frontier(entries: Sequence[Entry]) -> Section:

@@ -110,6 +110,16 @@ def bytes_text(size: float | None) -> str:
     return f"{size:.0f} B"
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    Example:
+        >>> plural(1, "round"), plural(1200, "round")
+        ('1 round', '1,200 rounds')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shortened(text: str, width: int) -> str:
     """Return text of at most `width` printable characters, the middle left out: labels differ at their ends.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from fedrec.report.formats import count_text, epsilon_text, exact_text, metric_text, seconds_text
+from fedrec.report.formats import count_text, epsilon_text, exact_text, metric_text, plural, seconds_text
 from fedrec.report.html import (
     Banner,
     Fact,
@@ -95,9 +95,9 @@ def _banner(run: Run) -> Banner:
     if not configured and spent is None:
         return Banner(False, "Privacy unknown", ("The run is unfinished and its folder holds no config.toml.",))
     stated = ", ".join(f"{key} {value}" for key, value in configured.items() if not isinstance(value, dict))
+    logged = "no spending" if spent is None else f"epsilon {epsilon_text(spent)} as spent so far"
     texts = (
-        f"The run is unfinished. It has logged epsilon {epsilon_text(spent)} as spent so far; the accountant and the "
-        "final statement come with the result.",
+        f"The run is unfinished. It has logged {logged}; the accountant and the final statement come with the result.",
         f"Configured: {stated}." if stated else "Its folder holds no config.toml.",
     )
     return Banner(False, "Privacy not final", texts)
@@ -116,12 +116,16 @@ def _facts(run: Run) -> tuple[Fact, ...]:
     epsilon = (
         Fact("Epsilon", "none", "no privacy")
         if privacy is None
-        else Fact("Epsilon", epsilon_text(privacy.epsilon), f"delta {exact_text(privacy.delta)}, unit {privacy.unit}")
+        else Fact(
+            "Epsilon",
+            epsilon_text(privacy.epsilon),
+            f"delta {exact_text(privacy.delta)}, unit {privacy.unit or 'not stated'}",
+        )
     )
     return (
         *(Fact(name, metric_text(key, test.get(key)), "test, full ranking") for key, name in CURVES),
         epsilon,
-        Fact("Seconds", seconds_text(run.result.timing.get("total_seconds")), f"{len(run.rounds):,} rounds"),
+        Fact("Seconds", seconds_text(run.result.timing.get("total_seconds")), plural(len(run.rounds), "round")),
     )
 
 
@@ -139,19 +143,19 @@ def _learning(run: Run) -> Section:
         )
     if not run.rounds:
         return Section("Learning", (*texts, "No rounds are logged."))
+    curves = [(name, curve_points(run.rounds, key)) for key, name in CURVES]
+    ends = [f"{name} {p[0][1]:.4f} in round {p[0][0]}, {p[-1][1]:.4f} in round {p[-1][0]}" for name, p in curves if p]
     pictures: tuple[Picture, ...] = ()
-    points = {name: curve_points(run.rounds, key) for key, name in CURVES}
-    shown = {name: line for name, line in points.items() if line}
-    if shown:
-        ends = (
-            f"{name} {p[0][1]:.4f} in round {p[0][0]}, {p[-1][1]:.4f} in round {p[-1][0]}" for name, p in shown.items()
-        )
+    if any(len(points) > 1 for _, points in curves):
         alt = f"Line chart of validation scores by round: {'; '.join(ends)}."
         caption = f"Validation scores by round. {seed_phrase(run)}"
         pictures = (picture("learning_curve", alt, caption, partial(learning_curve, run.rounds)),)
+    elif ends:
+        only = ", ".join(f"{name} {p[0][1]:.4f} after round {p[0][0]}" for name, p in curves if p)
+        texts.append(f"Validation was measured once: {only}. {seed_phrase(run)}")
     else:
-        texts.append("No validation metrics were computed during training.")
-    fold = Fold(f"Numbers of {len(run.rounds):,} rounds", (rounds_table(run.rounds),))
+        texts.append("No validation NDCG@10 or HR@10 was logged during training.")
+    fold = Fold(f"Numbers of {plural(len(run.rounds), 'round')}", (rounds_table(run.rounds),))
     return Section("Learning", tuple(texts), pictures, folds=(fold,))
 
 

@@ -159,16 +159,19 @@ def privacy_utility(points: Sequence[Point], lines: Sequence[tuple[str, float]],
 
     figure, axes = _canvas(theme, 3.9, grid="y")
     names = list(dict.fromkeys(point.series for point in points))
+    best = max(points, key=lambda point: point.value).series
     for place, name in enumerate(names):
         series = sorted((point for point in points if point.series == name), key=lambda point: point.epsilon)
-        _draw_series(axes, series, theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)])
+        style = (theme.series[place % len(theme.series)], MARKERS[place % len(MARKERS)])
+        _draw_series(axes, series, style, above=name == best)
     for place, (_, value) in enumerate(lines):
         axes.axhline(value, color=theme.ink, linewidth=1.2, linestyle=("--", ":", "-.")[place % 3])
     epsilons = sorted({point.epsilon for point in points})
     axes.set_xscale("log")
     axes.set_xlim(epsilons[0] / 1.5, epsilons[-1] * 1.5)
-    axes.xaxis.set_major_locator(FixedLocator(epsilons))
-    axes.xaxis.set_major_formatter(FixedFormatter([epsilon_text(epsilon) for epsilon in epsilons]))
+    ticks = _apart(epsilons)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([epsilon_text(epsilon) for epsilon in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, 1.1 * max([value for _, value in lines] + [point.value for point in points] + [1e-9]))
     axes.set_xlabel("Epsilon (logarithmic; smaller is more private)")
@@ -179,25 +182,34 @@ def privacy_utility(points: Sequence[Point], lines: Sequence[tuple[str, float]],
     return figure
 
 
-def _draw_series(axes: Axes, series: Sequence[Point], colour: str, marker: str) -> None:
-    """Draw one model's points; a line joins them only where each epsilon occurs once."""
+def _apart(epsilons: Sequence[float]) -> list[float]:
+    """Leave out what would be written over its larger neighbour, such as 7.998 beside 8."""
+    kept: list[float] = []
+    for epsilon in sorted(epsilons, reverse=True):
+        if not kept or epsilon * 1.15 < kept[-1]:
+            kept.append(epsilon)
+    return kept[::-1]
+
+
+def _draw_series(axes: Axes, series: Sequence[Point], style: tuple[str, str], above: bool) -> None:
+    """Draw one model's points in (colour, marker); a line joins them only where each epsilon occurs once."""
+    colour, marker = style
     epsilons = [point.epsilon for point in series]
-    joined = len(set(epsilons)) == len(epsilons)
-    values = [point.value for point in series]
+    line = "-" if len(set(epsilons)) == len(epsilons) else "none"
     name = _plain(shortened(series[0].series, LABEL_WIDTH))
-    style = "-" if joined else "none"
-    axes.plot(epsilons, values, color=colour, marker=marker, markersize=7, linestyle=style, alpha=0.95, label=name)
+    values = [point.value for point in series]
+    axes.plot(epsilons, values, color=colour, marker=marker, markersize=7, linestyle=line, label=name)
     for point in series:
+        span = point.span or (point.value, point.value)
         if point.span:
-            axes.plot((point.epsilon,) * 2, point.span, color=colour, marker="_", markersize=9)
-        top = max(point.value, *point.span) if point.span else point.value
-        offset = (0, 7)
+            axes.plot((point.epsilon, point.epsilon), span, color=colour, marker="_", markersize=9)
         axes.annotate(
             f"{point.value:.4f}",
-            (point.epsilon, top),
-            xytext=offset,
+            (point.epsilon, span[1] if above else span[0]),
+            xytext=(0, 7 if above else -7),
             textcoords="offset points",
             ha="center",
+            va="bottom" if above else "top",
             fontsize=9,
             color=colour,
         )

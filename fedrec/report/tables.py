@@ -85,7 +85,7 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
     }
     kept = {name: column for name, column in cells.items() if any(cell != MISSING for cell in column)}
     rows = tuple((str(entry.number), *(kept[name][row] for name in kept)) for row, entry in enumerate(shown))
-    note = "" if step == 1 else f"Every {step}th of {len(rounds):,} rounds, and the last."
+    note = "" if step == 1 else f"One in {step} of {len(rounds):,} rounds, and the last."
     return Table("Rounds (metrics on the validation split)", ("Round", *kept), rows, note=note)
 
 
@@ -178,7 +178,7 @@ def communication_table(communication: Mapping[str, float]) -> Table | None:
         ("Download, per node and round", bytes_text(down)),
         ("Upload, per node and round", bytes_text(up)),
         ("Rounds", count_text(rounds)),
-        ("Both ways, per node, all rounds", bytes_text(total)),
+        ("Both ways, per node, all rounds (at most)", bytes_text(total)),
     )
     return _known(Table("Communication", ("What", "Value"), rows))
 

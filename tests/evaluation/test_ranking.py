@@ -28,7 +28,9 @@ def targets(*rows: list[int]) -> Targets:
 
 
 def metrics(scores: list[list[float]], *wanted: list[int], k: int = 2, recall_k: int = 3) -> dict[str, float]:
-    masked = mask_scores(torch.tensor(scores), torch.zeros(len(scores), 0, dtype=torch.int64), torch.zeros(len(scores), 0).bool())
+    masked = mask_scores(
+        torch.tensor(scores), torch.zeros(len(scores), 0, dtype=torch.int64), torch.zeros(len(scores), 0).bool()
+    )
     counts, cut = zero_counts(masked.shape[1]), Cutoffs(k, recall_k)
     aims = targets(*wanted)
     shown, _ = top_items(masked, k)
@@ -127,7 +129,11 @@ def test_sampled_negatives_are_unmet_fixed_and_uniform() -> None:
         assert 1 <= middle <= 51, "only the 50 unmet items before item 100 can beat it"
     assert set(ranks) == {1}, "no met item is a negative, so nothing beats item 49"
     draws = [
-        int(sampled_ranks(masked, targets([125]), met, torch.from_numpy(Key.from_seed(1).fold(d).user_uniforms(keys, 200))))
+        int(
+            sampled_ranks(
+                masked, targets([125]), met, torch.from_numpy(Key.from_seed(1).fold(d).user_uniforms(keys, 200))
+            )
+        )
         for d in range(400)
     ]
     expected = 1 + 99 * 75 / 150
@@ -147,4 +153,6 @@ def test_metrics_agree_with_ranx_on_scores_without_ties() -> None:
     qrels = Qrels({str(u): {str(i): 1 for i in items} for u, items in enumerate(wanted)})
     run = Run({str(u): {str(i): float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})
     theirs = ranx_evaluate(qrels, run, ["ndcg@10", "hit_rate@10", "recall@20", "mrr@10"])
-    assert [ours["ndcg@10"], ours["hr@10"], ours["recall@20"], ours["mrr@10"]] == pytest.approx(list(theirs.values()), abs=1e-9)
+    assert [ours["ndcg@10"], ours["hr@10"], ours["recall@20"], ours["mrr@10"]] == pytest.approx(
+        list(theirs.values()), abs=1e-9
+    )

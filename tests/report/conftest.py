@@ -38,7 +38,7 @@ def privacy(epsilon: float = 7.9991) -> dict[str, Any]:
             {"noise_multiplier": 0.6183275, "sampling_probability": 1.0, "count": 1, "purpose": "item factors"},
             {"noise_multiplier": 12.5, "sampling_probability": 0.25, "count": 20, "purpose": "history length"},
         ],
-        "statement": f"Every release is ({epsilon}, 1e-05)-differentially private, excluding hyper-parameter selection.",
+        "statement": f"All releases are ({epsilon}, 1e-05)-DP per user, excluding hyper-parameter selection.",
     }
 
 
@@ -47,7 +47,12 @@ def groups() -> dict[str, Any]:
     return {
         "activity": [
             {"group": name, "num_users": users, "ndcg@10": ndcg, "hr@10": 2 * ndcg, "recall@20": 3 * ndcg}
-            for name, users, ndcg in (("3-9", 1204, 0.021), ("10-49", 3120, 0.048), ("50-199", 1500, 0.062), ("200+", 216, 0.071))
+            for name, users, ndcg in (
+                ("3-9", 1204, 0.021),
+                ("10-49", 3120, 0.048),
+                ("50-199", 1500, 0.062),
+                ("200+", 216, 0.071),
+            )
         ],
         "item_popularity": [
             {
@@ -69,9 +74,11 @@ def groups() -> dict[str, Any]:
     }
 
 
-def result(model: str = "als", private: dict[str, Any] | None = None, **test: float) -> dict[str, Any]:
+def result(
+    model: str = "als", private: dict[str, Any] | None = None, test: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Return the content of a `result.json`."""
-    metrics = {**TEST_METRICS, **test}
+    metrics = {**TEST_METRICS, **(test or {})}
     return {
         "data": {
             "name": "ml-1m",
@@ -141,13 +148,19 @@ def write_run(tmp_path: Path) -> WriteRun:
     """Return a function that writes a run folder and returns its path."""
 
     def write(
-        name: str = "run", content: dict[str, Any] | None = None, rounds: int = 20, data: str = "ml-1m", private: bool = True
+        name: str = "run",
+        content: dict[str, Any] | None = None,
+        rounds: int = 20,
+        data: str = "ml-1m",
+        private: bool = True,
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir(parents=True)
         table = "\n[privacy]\ntarget_epsilon = 8.0\ntarget_delta = 1e-05\n" if private else ""
         (folder / "config.toml").write_text(CONFIG.format(data=data, rounds=rounds, privacy=table), encoding="utf-8")
-        lines = [json.dumps(round_line(number, 8 * number / rounds if private else None)) for number in range(1, rounds + 1)]
+        lines = [
+            json.dumps(round_line(number, 8 * number / rounds if private else None)) for number in range(1, rounds + 1)
+        ]
         (folder / "rounds.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         if content is not None:
             (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")

@@ -84,7 +84,7 @@ def _published_md5(archive: Archive) -> str:
     if archive.checksum_url is None:
         raise _BrokenArchive("has no checksum to verify it by")
     with urllib.request.urlopen(archive.checksum_url, timeout=_TIMEOUT_SECONDS) as response:
-        words = response.read(4096).decode("ascii", errors="replace").split()
+        words: list[str] = response.read(4096).decode("ascii", errors="replace").split()
     found = [word.lower() for word in words if len(word) == 32 and all(c in "0123456789abcdef" for c in word.lower())]
     if len(found) != 1:
         raise _BrokenArchive(f"has no readable MD5 at {archive.checksum_url}")

@@ -76,5 +76,7 @@ def require_fields(path: Path, line: int, fields: Sequence[str], num: int) -> Se
         DataError: where they are not `num`.
     """
     if len(fields) != num:
-        raise DataError(Problem(path, f"{len(fields)} fields", f"{num} fields", "copy or download the file again", line))
+        raise DataError(
+            Problem(path, f"{len(fields)} fields", f"{num} fields", "copy or download the file again", line)
+        )
     return fields

@@ -54,29 +54,32 @@ def require_file_of(folder: Path, *names: str) -> Path:
     return path
 
 
+def locate(home: Home) -> Path | None:
+    """Return the folder of a data set under $FEDREC_DATA or ~/.cache/fedrec; None where it is in neither."""
+    own = os.environ.get("FEDREC_DATA")
+    for root in [*([Path(own)] if own else []), cache_root()]:
+        for name in home.folders:
+            if find_file(root / name, *home.files) is not None:
+                return root / name
+    return None
+
+
 def find_folder(home: Home) -> Path:
     """Return the folder of a data set, downloading it where it is on no disk.
 
     Raises:
         DataError: where it is nowhere and cannot be downloaded, saying where to put it.
     """
-    for root in _roots():
-        for name in home.folders:
-            if find_file(root / name, *home.files) is not None:
-                return root / name
+    folder = locate(home)
+    if folder is not None:
+        return folder
+    own = os.environ.get("FEDREC_DATA")
+    if own and not Path(own).is_dir():
+        raise DataError(f"FEDREC_DATA={own} is not a folder; allowed is the folder of the data sets: set or unset it")
     advice = _advice(home)
     if home.archive is None:
         raise DataError(f"data set {home.name} is not on this machine and has no stable official download; {advice}")
     return download(home.name, home.archive, cache_root() / home.name, advice)
-
-
-def _roots() -> list[Path]:
-    own = os.environ.get("FEDREC_DATA")
-    if not own:
-        return [cache_root()]
-    if not Path(own).is_dir():
-        raise DataError(f"FEDREC_DATA={own} is not a folder; allowed is the folder that holds the data sets, or unset it")
-    return [Path(own), cache_root()]
 
 
 def _advice(home: Home) -> str:

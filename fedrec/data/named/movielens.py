@@ -90,7 +90,7 @@ def describe_ml_1m(folder: Path, item_ids: Vocabulary) -> Catalogue:
 
 
 def _plots(path: Path | None) -> dict[str, str]:
-    """Return cast and plot by film, from lines of 11 fields (id, title, ..., director, writers, actors, plot, poster)."""
+    """Return cast and plot by film, the 9th and 10th of 11 fields."""
     plots = {}
     for line, text in enumerate(read_lines(path) if path else [], start=1):
         fields = require_fields(path or Path(), line, text.split("::"), 11)

@@ -10,6 +10,7 @@ from fedrec.data.reading.problems import Problem, nearest, shown
 from fedrec.errors import ConfigError, DataError
 
 _ROLES = ("user", "item", "timestamp", "rating", "context")
+_MAY_LACK = ("timestamp", "rating")
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,34 @@ class ColumnNames:
     def from_mapping(cls, columns: Mapping[str, object] | None) -> ColumnNames:
         """Read `columns = {user = ..., item = ..., timestamp = ..., rating = ..., context = [...]}` of a config.
 
-        Only the roles given are required in the file; an empty name for timestamp or rating leaves that column out.
+        Only roles with a name are required in the file. A timestamp or rating of None is read where the file has a
+        column of the usual name; one of "" is left out.
 
         Raises:
             ConfigError: on unknown roles, names that are not texts, or one column in two roles.
         """
-        columns = dict(columns or {})
-        for role in columns:
+        given = {role: name for role, name in (columns or {}).items() if name is not None}
+        for role in given:
             if role not in _ROLES:
                 hint = nearest(role, _ROLES)
                 raise ConfigError(
                     f"data.columns.{role} is unknown; allowed are {', '.join(_ROLES)}"
-                    + (f"; did you mean {hint}?" if hint else "")
+                    + (f"; did you mean {hint}?" if hint else "; remove it")
                 )
-        context = columns.pop("context", ())
+        context = given.pop("context", ())
         if isinstance(context, str) or not isinstance(context, Sequence):
             raise ConfigError(f'data.columns.context={context!r} is not a list of column names; write ["name", ...]')
-        for role, name in [*columns.items(), *(("context", name) for name in context)]:
-            if not (isinstance(name, str) or (name is None and role in ("timestamp", "rating"))):
+        for role, name in [*given.items(), *(("context", name) for name in context)]:
+            if not isinstance(name, str) or (not name and role not in _MAY_LACK):
                 raise ConfigError(f"data.columns.{role}={name!r} is not a column name; write the name as text")
-        given = {role: name or None for role, name in columns.items() if role in ("timestamp", "rating")}
+        times = {role: str(given.get(role, role)) or None for role in _MAY_LACK}
         names = cls(
-            user=str(columns.get("user", "user")),
-            item=str(columns.get("item", "item")),
-            timestamp=_text(given.get("timestamp", "timestamp")),
-            rating=_text(given.get("rating", "rating")),
+            user=str(given.get("user", "user")),
+            item=str(given.get("item", "item")),
+            timestamp=times["timestamp"],
+            rating=times["rating"],
             context=tuple(context),
-            optional=frozenset({"timestamp", "rating"} - given.keys()),
+            optional=frozenset(_MAY_LACK) - given.keys(),
         )
         names._refuse_double_use()
         return names
@@ -103,10 +105,6 @@ class ColumnNames:
             elif role not in self.optional:
                 raise DataError(_missing(path, header, role, name, line))
         return found
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _missing(path: Path, header: Sequence[str], role: str, name: str, line: int | None) -> Problem:

@@ -1,0 +1,135 @@
+"""Numerical composition: a bound on the epsilon of Poisson-sampled Gaussian rounds, from Opacus' PRV building blocks.
+
+Unit: a user. Adjacency: add or remove one user. Opacus composes the privacy loss of *removing* a user only; here the
+loss of *adding* one is composed too, by the same code, and the larger epsilon counts. The grid is sized for the FFT and
+for memory. Released: nothing; a pure function of public numbers.
+
+Source: Gopi, Lee & Wutschitz, Numerical Composition of Differential Privacy, 2021.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_GRID = 2**24
+MAX_EPSILON = 500.0
+RDP_ORDERS = [1 + x / 10 for x in range(1, 100)] + [
+    float(x) for x in (*range(11, 64), 80, 96, 128, 192, 256, 512, 1024)
+]
+
+Event = tuple[float, float, int]
+"""(noise_multiplier > 0, sampling_probability in (0, 1], count >= 1)."""
+
+
+@dataclass(frozen=True)
+class AddingPRV:
+    """The privacy loss of adding a user: Y = log Q(x) / P(x), x ~ Q = N(0, z^2), P = (1 - q) Q + q N(1, z^2).
+
+    The mirror of Opacus' `PoissonSubsampledGaussianPRV`, which is log P(x) / Q(x) with x ~ P.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+
+    def cdf(self, t: Any) -> Any:
+        """Return P(Y <= t): 1 from -log(1 - q) on; below, P(x >= z^2 w + 1/2) with w = log((exp(-t) + q - 1) / q)."""
+        from scipy.special import ndtr
+
+        inner = np.exp(-np.asarray(t)) + self.sample_rate - 1
+        shift = np.log(np.where(inner > 0, inner, 1.0) / self.sample_rate)
+        return np.where(inner > 0, ndtr(-(self.noise_multiplier * shift + 0.5 / self.noise_multiplier)), 1.0)
+
+
+def prv_epsilon(events: Sequence[Event], delta: float, bound: float) -> float | None:
+    """Tighten a bound on epsilon by numerical composition, in three passes with an ever finer error.
+
+    Args:
+        events: at least one; all distinct.
+        delta: in (0, 1).
+        bound: an epsilon that holds already, as from `rdp_epsilon`.
+
+    Returns:
+        An epsilon at most 0.0055 above the truth, relative, and never below it; coarser for an epsilon under about 0.01
+        over thousands of rounds, where the grid would pass `MAX_GRID` points. None where float64 cannot resolve it.
+
+    Privacy:
+        An upper bound: the estimate at delta - delta / 1000 - rounding, plus the discretisation error. `rounding` is
+        what the rounding of probabilities in float64 may hide; it is measured against the closed form, not proven.
+    """
+    rounding = 1e-13 + 1e-15 * sum(count for _, _, count in events)
+    if not 0 < bound < MAX_EPSILON or rounding > delta / 10:
+        return None
+    tightest = None
+    for fraction in (0.1, 0.05, 0.005):
+        try:
+            candidate = _upper_bound(events, delta, rounding, fraction * bound)
+        except (RuntimeError, ValueError):  # Opacus, where its grid does not carry the loss: the bound so far stands
+            break
+        if candidate < bound:
+            bound = tightest = candidate
+        if bound == 0:
+            break
+    return tightest
+
+
+def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
+    """Bound epsilon by Renyi differential privacy.
+
+    Privacy:
+        An upper bound for adding or removing one user.
+
+    Source:
+        Mironov, Talwar & Zhang, Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019; conversion: Balle
+        et al., Hypothesis Testing Interpretations and Renyi Differential Privacy, 2020, Theorem 21.
+    """
+    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+    with warnings.catch_warnings():  # Opacus warns where the best order is the largest: still a bound
+        warnings.simplefilter("ignore")
+        curve = sum(compute_rdp(q=q, noise_multiplier=z, steps=count, orders=RDP_ORDERS) for z, q, count in events)
+        return max(0.0, float(get_privacy_spent(orders=RDP_ORDERS, rdp=curve, delta=delta)[0]))
+
+
+def _upper_bound(events: Sequence[Event], delta: float, rounding: float, error: float) -> float:
+    """Bound epsilon from above by its estimate + `error`, for adding and for removing one user."""
+    from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV
+    from scipy.fft import next_fast_len
+
+    rounds, delta_error = sum(count for _, _, count in events), delta / 1000
+    single = max(rdp_epsilon([(z, q, 1)], delta_error / (8 * rounds)) for z, q, _ in events)
+    reach = max(rdp_epsilon(events, delta_error / 4), single, error) + 3  # remark 5.6 of the paper, as Opacus has it
+    spread = math.sqrt(rounds * math.log(12 / delta_error) / 2)  # discretisation error / mesh size
+    half = min(next_fast_len(math.ceil(reach * spread / error) + 2, real=True), MAX_GRID // 2)
+    mesh = reach / (half - 1.5)  # the domain then has 2 x half points
+    domain = Domain.create_aligned(-reach, reach, mesh)
+    return max(
+        _epsilon_of(
+            [kind(q, z) for z, q, _ in events],
+            [count for _, _, count in events],
+            domain,
+            delta - rounding,
+            max(error, mesh * spread),
+        )
+        for kind in (PoissonSubsampledGaussianPRV, AddingPRV)
+    )
+
+
+def _epsilon_of(losses: list[Any], counts: list[int], domain: Any, delta: float, error: float) -> float:
+    """Compose privacy losses on a grid and read off the upper bound."""
+    from opacus.accountants.analysis.prv import TruncatedPrivacyRandomVariable, compose_heterogeneous, discretize
+
+    with np.errstate(all="ignore"):  # log(1 - q) at q = 1 and exp of the far ends; the result is checked
+        discrete = [
+            discretize(TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain) for loss in losses
+        ]
+        composed = compose_heterogeneous(dprvs=discrete, num_self_compositions=counts)
+        upper = float(composed.compute_epsilon(delta, delta / 1000, error)[2])
+    if not math.isfinite(upper):
+        raise RuntimeError(f"the numerical composition of {counts} rounds gave epsilon {upper}")
+    return max(0.0, upper)

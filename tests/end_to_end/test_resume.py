@@ -1,0 +1,137 @@
+"""A run that is stopped anywhere and resumed ends with the same model bytes and the same ledger."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedrec.federated import coordinator
+from fedrec.privacy.ledger import Ledger
+from fedrec.run_folder import RunFolder
+from tests.end_to_end.conftest import Outcome
+
+Fedrec = Callable[..., Outcome]
+FILES = ("server.safetensors", "ledger.jsonl")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "checkpoint" / name).read_bytes() for name in FILES}
+
+
+class Stop(BaseException):
+    """Stands for the process being killed: nothing catches it."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, before: bool) -> None:
+    """Make the call-th call of a function stop the process, right before or right after it does its work."""
+    original, calls = getattr(owner, name), 0
+
+    def stopping(*arguments: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == call and before:
+            raise Stop
+        found = original(*arguments, **options)
+        if calls == call:
+            raise Stop
+        return found
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Ledger, "intend", 1),
+        (Ledger, "intend", 3),
+        (coordinator, "release", 2),
+        (RunFolder, "log_round", 3),
+        (RunFolder, "log_round", 4),
+        (coordinator, "write_checkpoint", 1),
+        (coordinator, "write_checkpoint", 3),
+        (Ledger, "published", 2),
+        (RunFolder, "write_result", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).rsplit(".", 1)[-1],
+)
+def test_stop_at_any_step_then_resume(
+    fedrec: Fedrec,
+    private_config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    call: int,
+    before: bool,
+) -> None:
+    assert fedrec("simulate", private_config_file, "--out", tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, owner, name, call, before)
+        from fedrec.cli import main
+
+        main(["simulate", str(private_config_file), "--out", str(tmp_path / "stopped")])
+    outcome = fedrec("resume", tmp_path / "stopped")
+    assert outcome.code == 0, outcome.err
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    rounds = RunFolder(tmp_path / "stopped").rounds()
+    assert [line["round"] for line in rounds] == [1, 2, 3, 4] and all("metrics" in line for line in rounds)
+    undisturbed = RunFolder(tmp_path / "whole").result()
+    assert RunFolder(tmp_path / "stopped").result()["metrics"] == undisturbed["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT], ids=["kill-9", "ctrl-c"])
+def test_killed_process_then_resume(fedrec: Fedrec, private_config_file: Path, tmp_path: Path, kind: int) -> None:
+    rounds = ("--set", "federated.num_rounds=400")
+    simulate = ("simulate", str(private_config_file), "--out", str(tmp_path / "k"), *rounds)
+    command = [sys.executable, "-m", "fedrec", *simulate]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "k" / "rounds.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 5):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(kind)
+    _, errors = process.communicate(timeout=60)
+    if kind == signal.SIGINT:
+        assert process.returncode == 1 and "fedrec resume" in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert fedrec("resume", tmp_path / "k").code == 0
+    assert fedrec("simulate", private_config_file, "--out", tmp_path / "whole", *rounds).code == 0
+    assert contents(tmp_path / "k") == contents(tmp_path / "whole")
+
+
+def test_resume_of_a_finished_run_prints_its_result(fedrec: Fedrec, config_file: Path, tmp_path: Path) -> None:
+    first = fedrec("simulate", config_file, "--out", tmp_path / "run", "--json")
+    before = (tmp_path / "run" / "checkpoint" / "server.safetensors").read_bytes()
+    again = fedrec("resume", tmp_path / "run", "--json")
+    assert again.code == 0 and again.out == first.out
+    assert (tmp_path / "run" / "checkpoint" / "server.safetensors").read_bytes() == before
+
+
+def test_ledger_that_lost_its_last_record_is_refused(fedrec: Fedrec, private_config_file: Path, tmp_path: Path) -> None:
+    fedrec("simulate", private_config_file, "--out", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    ledger = tmp_path / "run" / "checkpoint" / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-2]))
+    outcome = fedrec("resume", tmp_path / "run")
+    assert outcome.code == 2 and "ledger.jsonl" in outcome.err
+
+
+def test_damaged_ledger_is_refused_naming_the_line(fedrec: Fedrec, private_config_file: Path, tmp_path: Path) -> None:
+    fedrec("simulate", private_config_file, "--out", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    ledger = tmp_path / "run" / "checkpoint" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join([*lines[:2], lines[2].replace("1", "2", 1), *lines[3:]]))
+    outcome = fedrec("resume", tmp_path / "run")
+    assert outcome.code == 2 and "line 3" in outcome.err
