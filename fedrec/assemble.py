@@ -110,8 +110,13 @@ def config_of_run(run_config: Mapping[str, object]) -> Config:
             current directory or to the app).
 
     Raises:
-        ConfigError: where neither is given or readable.
+        ConfigError: where neither is given or readable, or the run does not say that it is a simulation.
     """
+    if run_config.get("simulation") is not True:
+        raise ConfigError(
+            "the run config does not say simulation = true; this version runs simulations only: they send metrics and "
+            "diagnostics that a deployment must not, and derive their noise from the seed"
+        )
     if run_config.get("config-json"):
         return Config.from_json(str(run_config["config-json"]))
     if not run_config.get("config"):

@@ -79,6 +79,15 @@ def load(
         return _from_generator(synthetic, min_rating, key)
     if name is None or name not in SOURCES:
         raise _unknown(name)
+    return _from_source(name, min_rating, repeat, user_tags)
+
+
+def available() -> dict[str, Path | None]:
+    """Return the folder of every named data set on this machine, None where it is not here."""
+    return {name: locate(source.home) for name, source in SOURCES.items()}
+
+
+def _from_source(name: str, min_rating: float | None, repeat: bool, user_tags: bool) -> Dataset:
     source = SOURCES[name]
     folder = find_folder(source.home)
     interactions = to_interactions(source.read(folder), min_rating, name)
@@ -87,11 +96,6 @@ def load(
     if user_tags and name == "ml-latest-small":
         describe = partial(movielens.describe_ml_latest_small, user_tags=True)
     return Dataset(name, interactions, describe(folder, interactions.item_ids))
-
-
-def available() -> dict[str, Path | None]:
-    """Return the folder of every named data set on this machine, None where it is not here."""
-    return {name: locate(source.home) for name, source in SOURCES.items()}
 
 
 def _from_file(path: Path, columns: Mapping[str, object] | None, min_rating: float | None, repeat: bool) -> Dataset:
@@ -113,10 +117,12 @@ def _from_generator(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
+        field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if not field:
+            raise ConfigError(f"data.synthetic: {message}") from None
         hint = nearest(field, SyntheticConfig.model_fields) if first["type"] == "extra_forbidden" else None
         did_you_mean = f"; did you mean {hint}?" if hint else ""
-        raise ConfigError(f"data.synthetic.{field}={first['input']!r}: {first['msg']}{did_you_mean}") from None
+        raise ConfigError(f"data.synthetic.{field}={first['input']!r}: {message}{did_you_mean}") from None
     return generate(config, key or Key.from_seed(0))
 
 

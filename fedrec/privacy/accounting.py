@@ -72,7 +72,7 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
 
     bound = rdp_epsilon(merged, delta)
     tighter = prv_epsilon(merged, delta, bound) if accountant == "auto" else None
-    return Spent(bound, "rdp") if tighter is None else Spent(tighter, "opacus-prv")
+    return Spent(bound, "rdp") if tighter is None or tighter >= bound else Spent(tighter, "opacus-prv")
 
 
 def calibrate_noise(
@@ -106,9 +106,7 @@ def calibrate_noise(
     def spend(noise: float) -> float:
         return epsilon([(noise, sampling_probability, count)], delta)
 
-    def sampled_as_gaussian(
-        noise: float,
-    ) -> float:  # the limit of many rounds (Bu et al. 2020): a first guess, no bound
+    def sampled_as_gaussian(noise: float) -> float:  # the limit of many rounds (Bu et al. 2020): a guess, no bound
         variance = count * sampling_probability**2 * math.expm1(min(noise**-2.0, 500.0))
         return _exact_epsilon(math.sqrt(variance), delta)
 

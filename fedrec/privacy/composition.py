@@ -19,6 +19,7 @@ import numpy as np
 
 MAX_GRID = 2**24
 MAX_EPSILON = 500.0
+MAX_ERROR = 0.5  # the grid's reach is proven for an error under 1 only; a test shows what goes wrong above
 RDP_ORDERS = [1 + x / 10 for x in range(1, 100)] + [
     float(x) for x in (*range(11, 64), 80, 96, 128, 192, 256, 512, 1024)
 ]
@@ -65,17 +66,16 @@ def prv_epsilon(events: Sequence[Event], delta: float, bound: float) -> float | 
     rounding = 1e-13 + 1e-15 * sum(count for _, _, count in events)
     if not 0 < bound < MAX_EPSILON or rounding > delta / 10:
         return None
-    tightest = None
+    tighter = None
     for fraction in (0.1, 0.05, 0.005):
         try:
-            candidate = _upper_bound(events, delta, rounding, fraction * bound)
+            candidate = _upper_bound(events, delta, rounding, min(fraction * bound, MAX_ERROR))
         except (RuntimeError, ValueError):  # Opacus, where its grid does not carry the loss: the bound so far stands
             break
-        if candidate < bound:
-            bound = tightest = candidate
+        bound = tighter = candidate  # never the smaller of two passes: the finer grid is right
         if bound == 0:
             break
-    return tightest
+    return tighter
 
 
 def rdp_epsilon(events: Sequence[Event], delta: float) -> float:

@@ -46,8 +46,8 @@ SORTED = [(7, "a", 100), (7, "c", 200), (7, "b", 300), (12, "b", 200)]
         (CSV.replace(",", "|"), "data.txt"),
         (CSV.replace(",", "::"), "data.dat"),
         (CSV.replace("b", '"b"'), "data.csv"),
-        (gzip.compress(CSV.encode()), "data.csv.gz"),
-        (gzip.compress(CSV.encode()), "data.csv"),
+        (gzip.compress(CSV.encode(), mtime=0), "data.csv.gz"),
+        (gzip.compress(CSV.encode(), mtime=0), "data.csv"),
         ("note,rating,timestamp,item,user\n" + "x,5,300,b,7\nx,4,100,a,7\nx,3,200,b,12\nx,1,200,c,7\n", "data.csv"),
     ],
 )
@@ -192,6 +192,8 @@ def test_unknown_names_are_config_errors() -> None:
         load()
     with pytest.raises(ConfigError, match=r"data\.synthetic\.num_user=3: .*did you mean num_users"):
         load("synthetic", synthetic={"num_user": 3})
+    with pytest.raises(ConfigError, match=r"data\.synthetic: mean_interactions=40 is more than"):
+        load("synthetic", synthetic={"num_items": 100})
 
 
 def test_synthetic_needs_nothing() -> None:

@@ -110,10 +110,10 @@ def parse_context(column: str, raw: pa.ChunkedArray) -> tuple[np.ndarray, Vocabu
         values = np.full(len(text) + 1, np.nan)
         values[np.flatnonzero(~missing)] = numbers
         return _numeric_context(column, values[codes])
-    known = compute.if_else(pa.array(missing), "unknown", text).to_pylist()
-    texts = np.array([*known, "unknown"], dtype=np.str_)  # the last one is where code -1, null, leads
-    vocabulary, rows = Vocabulary.of(texts[codes])
-    return rows, vocabulary, []
+    texts = compute.if_else(pa.array(missing), "unknown", text).to_pylist()
+    texts += ["unknown"] if (codes < 0).any() else []  # the last text is where code -1, null, leads
+    vocabulary, rows = Vocabulary.of(np.array(texts, dtype=np.str_))
+    return rows[codes], vocabulary, []
 
 
 def _numeric_context(column: str, numbers: np.ndarray) -> tuple[np.ndarray, None, list[Bad]]:

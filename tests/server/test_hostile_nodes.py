@@ -1,0 +1,139 @@
+"""Whatever arrives from a node is checked before it touches the sum; a bad reply costs that node its round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.app import evaluate as honest_evaluate
+from client.app import train as honest_train
+from fedrec.config import load
+from fedrec.errors import ProtocolError
+from fedrec.federated.checkpoint import read_checkpoint
+from fedrec.flower.local_grid import run_in_process
+from fedrec.flower.records import tensors_to_record
+from fedrec.run_folder import RunFolder
+from server.app import app as server_app
+
+Attack = Callable[[Message, Message], Message]
+
+
+def values(reply: Message) -> dict[str, torch.Tensor]:
+    """Decode the arrays of an honest reply."""
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in reply.content["values"].items()}
+
+
+def answer(request: Message, tensors: dict[str, torch.Tensor], round_number: object) -> Message:
+    report = MetricRecord({"round": round_number, "partition": 1})  # type: ignore[dict-item]
+    return Message(RecordDict({"values": tensors_to_record(tensors), "report": report}), reply_to=request)
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], shift: int = 0) -> Attack:
+    def attack(request: Message, reply: Message) -> Message:
+        return answer(request, change(values(reply)), int(reply.content["report"]["round"]) + shift)
+
+    return attack
+
+
+def poisoned(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors[name].reshape(-1)[0] = value
+        return tensors
+
+    return change
+
+
+def crash(request: Message, reply: Message) -> Message:
+    raise RuntimeError("this node is on fire")
+
+
+def without_values(request: Message, reply: Message) -> Message:
+    return Message(RecordDict({"report": reply.content["report"]}), reply_to=request)
+
+
+def config_for_values(request: Message, reply: Message) -> Message:
+    records = {"values": ConfigRecord({"a": 1}), "report": reply.content["report"]}
+    return Message(RecordDict(records), reply_to=request)
+
+
+def truncated(request: Message, reply: Message) -> Message:
+    arrays = ArrayRecord(dict(reply.content["values"].items()))
+    arrays["items"].data = arrays["items"].data[:-8]
+    return Message(RecordDict({"values": arrays, "report": reply.content["report"]}), reply_to=request)
+
+
+ATTACKS: dict[str, tuple[Attack, str]] = {
+    "nan": (changed(poisoned("items", float("nan"))), "NaN or infinite"),
+    "infinity": (changed(poisoned("gram", float("inf"))), "NaN or infinite"),
+    "wrong-shape": (changed(lambda t: {**t, "items": t["items"][:-1]}), "shape"),
+    "wrong-dtype": (changed(lambda t: {**t, "items": t["items"].to(torch.float32)}), "dtype"),
+    "missing-block": (changed(lambda t: {k: v for k, v in t.items() if k != "counts"}), "counts"),
+    "extra-block": (changed(lambda t: {**t, "trojan": t["gram"]}), "trojan"),
+    "wrong-round": (changed(lambda t: t, shift=-1), "round"),
+    "crash": (crash, "on fire"),
+    "no-values": (without_values, "values"),
+    "other-record": (config_for_values, "values"),
+    "truncated": (truncated, "bytes"),
+}
+
+
+def run(config_file: Path, out: Path, attack: Attack | None, nodes: tuple[int, ...] = (1,)) -> None:
+    """Run with some nodes that attack in every training round after the first."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = honest_train(message, context)
+        hostile = context.node_config["partition-id"] in nodes and int(message.content["order"]["round"]) > 1
+        return attack(message, reply) if hostile and attack is not None else reply
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return honest_evaluate(message, context)
+
+    config = load(config_file)
+    run_config = {"config-json": config.to_json(), "out": str(out), "simulation": True}
+    run_in_process(server_app, app, run_config, config.federated.num_nodes)
+
+
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_bad_reply_costs_its_node_the_round_and_nothing_else(
+    private_config_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    attack, reason = ATTACKS[kind]
+    with caplog.at_level(logging.WARNING):
+        run(private_config_file, tmp_path / "run", attack)
+    rounds = RunFolder(tmp_path / "run").rounds()
+    assert [line["diagnostics"]["nodes"] for line in rounds] == [2, 1, 1, 1]
+    assert any(reason in record.getMessage() for record in caplog.records if record.name == "server.strategy")
+    state = read_checkpoint(tmp_path / "run" / "checkpoint" / "server.safetensors").state
+    assert torch.isfinite(state.shared["items"]).all()
+    assert RunFolder(tmp_path / "run").result()["privacy"]["events"][0]["count"] == 4, "the plan was spent as written"
+
+
+def test_round_without_any_good_reply_stops_with_the_reasons(private_config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match=r"no node answered the train message of round 2.*on fire"):
+        run(private_config_file, tmp_path / "run", crash, nodes=(0, 1))
+
+
+def test_divisor_does_not_depend_on_who_dropped_out(private_config_file: Path, tmp_path: Path) -> None:
+    from fedrec.federated import coordinator
+
+    divisors = []
+    original = coordinator.release
+
+    def recording(*arguments: object, **options: object) -> object:
+        released = original(*arguments, **options)  # type: ignore[arg-type]
+        divisors.append(released.divisor)
+        return released
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordinator, "release", recording)
+        run(private_config_file, tmp_path / "run", crash)
+    assert divisors == [80.0] * 4
