@@ -35,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
     node.check_plan("" if plan is None else plan.digest())
     node.store.take_part(node.run_id, node.plan_digest, round_number, config.federated.num_rounds)
     key = assemble.run_key(config).fold("round", round_number)
-    cohort = draw_cohort(node.data.user_keys, 1.0 if plan is None else plan.sampling_probability(round_number), key)
+    cohort = draw_cohort(node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key)
     state = PrivateState(len(node.data.user_keys), node.store.load_state())
     total, diagnostics = sum_contributions(
         assemble.model_of(config),

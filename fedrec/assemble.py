@@ -20,7 +20,7 @@ from fedrec.errors import ConfigError
 from fedrec.evaluation.counts import Cutoffs
 from fedrec.models.protocol import FederatedModel
 from fedrec.models.registry import build_model
-from fedrec.privacy.plan import PrivacyPlan
+from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key, user_keys
 
 
@@ -148,14 +148,8 @@ def _plan(config_json: str) -> PrivacyPlan | None:
     if privacy is None:
         return None
     if privacy.noise_multiplier is not None:
-        return PrivacyPlan.with_noise(
-            noise_multiplier=privacy.noise_multiplier,
-            delta=privacy.target_delta,
-            num_rounds=config.federated.num_rounds,
-            sampling_probability=privacy.sampling_probability,
-            clipping_norm=privacy.clipping_norm,
-            population_size=privacy.population_size,
-        )
+        event = PrivacyEvent(privacy.noise_multiplier, privacy.sampling_probability, config.federated.num_rounds)
+        return PrivacyPlan((event,), privacy.target_delta, privacy.clipping_norm, privacy.population_size)
     if privacy.target_epsilon is None:
         raise ConfigError("neither privacy.target_epsilon nor privacy.noise_multiplier is given; give one of them")
     return PrivacyPlan.calibrate(

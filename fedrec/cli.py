@@ -31,6 +31,11 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json as one line, the last of stdout.")]
 Runtime = Annotated[str, typer.Option(help="'local' (in-process) or 'ray' (Flower's simulation engine).")]
 
+Delta = Annotated[float, typer.Option(help="Delta of the guarantee, well below 1 / population size.")]
+Population = Annotated[int, typer.Option(min=1, help="Public, declared number of users.")]
+NumRounds = Annotated[int, typer.Option(min=1, help="Number of releases.")]
+Sampling = Annotated[float, typer.Option(help="Probability that a user is drawn in a round (Poisson).")]
+
 
 @app.command()
 def simulate(
@@ -119,32 +124,25 @@ def report(
 @app.command()
 def account(
     noise_multiplier: Annotated[float, typer.Option(help="Noise std / L2 sensitivity.")],
-    delta: Annotated[float, typer.Option(help="Target delta.")],
-    num_rounds: Annotated[int, typer.Option(min=1, help="Releases.")] = 1,
-    sampling_probability: Annotated[float, typer.Option(help="Poisson sampling of users a round.")] = 1.0,
-    population_size: Annotated[int | None, typer.Option(min=1, help="Public number of users.")] = None,
+    delta: Delta,
+    population_size: Population,
+    num_rounds: NumRounds = 1,
+    sampling_probability: Sampling = 1.0,
 ) -> None:
     """Say what a plan spends: epsilon with its delta, unit, adjacency, trust model and accountant."""
-    from fedrec.privacy.plan import PrivacyPlan
+    from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 
-    plan = PrivacyPlan.with_noise(
-        noise_multiplier=noise_multiplier,
-        delta=delta,
-        num_rounds=num_rounds,
-        sampling_probability=sampling_probability,
-        clipping_norm=1.0,
-        population_size=population_size or 1,
-    )
-    typer.echo(plan.describe())
+    event = PrivacyEvent(noise_multiplier, sampling_probability, num_rounds)
+    typer.echo(PrivacyPlan((event,), delta, 1.0, population_size).describe())
 
 
 @app.command()
 def calibrate(
     target_epsilon: Annotated[float, typer.Option(help="Epsilon not to exceed.")],
-    delta: Annotated[float, typer.Option(help="Target delta.")],
-    num_rounds: Annotated[int, typer.Option(min=1, help="Releases.")] = 1,
-    sampling_probability: Annotated[float, typer.Option(help="Poisson sampling of users a round.")] = 1.0,
-    population_size: Annotated[int | None, typer.Option(min=1, help="Public number of users.")] = None,
+    delta: Delta,
+    population_size: Population,
+    num_rounds: NumRounds = 1,
+    sampling_probability: Sampling = 1.0,
 ) -> None:
     """Find the least noise that keeps a plan within a target epsilon."""
     from fedrec.privacy.plan import PrivacyPlan
@@ -155,7 +153,7 @@ def calibrate(
         num_rounds=num_rounds,
         sampling_probability=sampling_probability,
         clipping_norm=1.0,
-        population_size=population_size or 1,
+        population_size=population_size,
     )
     typer.echo(plan.describe())
 

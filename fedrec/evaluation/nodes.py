@@ -13,7 +13,7 @@ from fedrec.data.batches import UserBatch, make_batch, user_batches
 from fedrec.data.interactions import Interactions
 from fedrec.data.splits import Split
 from fedrec.evaluation.counts import Cutoffs, add_sampled, add_users, zero_counts
-from fedrec.evaluation.ranking import Targets, mask_scores, sampled_ranks, target_ranks, top_items
+from fedrec.evaluation.ranking import Targets, draw_negatives, mask_scores, sampled_ranks, target_ranks, top_items
 from fedrec.models.protocol import FederatedModel
 from fedrec.randomness import Key
 
@@ -65,8 +65,8 @@ def evaluate_users(
             key, keys = sampled
             met = _met(split, batch)
             for draw in range(SAMPLED_DRAWS):
-                uniforms = key.fold("sampled_99", draw).user_uniforms(keys[batch.rows], history.num_items)
-                add_sampled(counts, sampled_ranks(masked, targets, met, torch.from_numpy(uniforms)), cut)
+                negatives = draw_negatives(met, keys[batch.rows], key.fold("sampled_99", draw))
+                add_sampled(counts, sampled_ranks(masked, targets, negatives), cut)
     return counts
 
 

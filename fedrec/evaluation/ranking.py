@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.interactions import Interactions
+from fedrec.randomness import Key
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,24 +104,61 @@ def top_items(masked: Tensor, num: int) -> tuple[Tensor, Tensor]:
     return items, scores
 
 
-def sampled_ranks(masked: Tensor, targets: Targets, met: Tensor, uniforms: Tensor, num_negatives: int = 99) -> Tensor:
-    """Return the rank of the first target among `num_negatives` uniform negatives (compatibility mode).
+def draw_negatives(met: Tensor, user_keys: np.ndarray, key: Key, num_negatives: int = 99) -> Tensor:
+    """Draw distinct items that each user has never met, uniformly and for every model the same.
 
-    The negatives are the items with the smallest uniform draws among those the user has never met, so they are fixed
-    by the draws and the same for every model.
+    Candidates are drawn with replacement, and the first `num_negatives` that are new and unmet are kept: that is
+    uniform sampling without replacement. Users who have met nearly everything get the items of the smallest draws.
+
+    Args:
+        met: (B, M) bool, items the user has met in any part of the data.
+        user_keys: (B,) uint64.
+        key: a user's draws depend on nothing but this key and the user's own.
+        num_negatives: how many; all there are where a user has fewer.
+
+    Returns:
+        (B, num_negatives) int64, -1 where there are no more.
+    """
+    num_users, num_items = met.shape
+    negatives = torch.full((num_users, num_negatives), -1, dtype=torch.int64)
+    unmet = num_items - met.sum(dim=1)
+    scarce = (unmet < max(4 * num_negatives, num_items // 4)).numpy()
+    rows = np.flatnonzero(scarce)
+    if len(rows):
+        draws = torch.from_numpy(key.fold("all").user_uniforms(user_keys[rows], num_items))
+        values, items = torch.topk(
+            draws.masked_fill(met[rows], torch.inf), min(num_negatives, num_items), dim=1, largest=False
+        )
+        negatives[rows, : items.shape[1]] = torch.where(torch.isfinite(values), items, -1)
+    rows = np.flatnonzero(~scarce)
+    if len(rows):
+        drawn = key.user_uniforms(user_keys[rows], 16 * num_negatives)
+        negatives[rows] = _first_new(torch.from_numpy((drawn * num_items).astype(np.int64)), met[rows], num_negatives)
+    return negatives
+
+
+def _first_new(items: Tensor, met: Tensor, num: int) -> Tensor:
+    """Return the first `num` distinct unmet items of each row of (B, K) draws; K is ample, see the caller."""
+    ordered, order = torch.sort(items, dim=1, stable=True)
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    usable = torch.zeros_like(repeated).scatter_(1, order, ~repeated) & ~met.gather(1, items)
+    position = torch.where(usable, torch.arange(items.shape[1]), items.shape[1])
+    first = torch.topk(position, num, dim=1, largest=False, sorted=True).values
+    return torch.where(first < items.shape[1], items.gather(1, first.clamp(max=items.shape[1] - 1)), -1)
+
+
+def sampled_ranks(masked: Tensor, targets: Targets, negatives: Tensor) -> Tensor:
+    """Return the rank of the first target among sampled negatives (compatibility mode).
 
     Args:
         masked: (B, M) from `mask_scores`.
         targets: (B, T); the first target of each user counts.
-        met: (B, M) bool, items the user has met in any part of the data, targets included.
-        uniforms: (B, M) one draw an item.
-        num_negatives: how many; all there are where a user has fewer.
+        negatives: (B, num_negatives) from `draw_negatives`.
 
     Returns:
         (B,) int64 rank, ties against the target.
     """
-    draws = uniforms.masked_fill(met, torch.inf)
-    values, negatives = torch.topk(draws, min(num_negatives, draws.shape[1]), dim=1, largest=False, sorted=False)
     target = masked.gather(1, targets.items[:, :1])
-    better = (masked.gather(1, negatives) >= target) & torch.isfinite(values)
+    better = (masked.gather(1, negatives.clamp(min=0)) >= target) & (negatives >= 0)
     return 1 + better.sum(dim=1)

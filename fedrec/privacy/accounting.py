@@ -17,9 +17,7 @@ from typing import NamedTuple
 
 from fedrec.errors import PrivacyError
 
-Event = tuple[float, float, int]
-"""(noise_multiplier, sampling_probability, count)."""
-
+Event = tuple[float, float, int]  # (noise_multiplier, sampling_probability, count)
 ROUND_UP = 1 + 1e-6
 
 
@@ -31,10 +29,7 @@ class Spent(NamedTuple):
 
 
 def epsilon(events: Sequence[Event], delta: float, accountant: str = "auto") -> float:
-    """Return the epsilon of all events together; see `account`.
-
-    Privacy:
-        An upper bound for adding or removing one user.
+    """Return the epsilon of all events together, an upper bound for adding or removing one user; see `account`.
 
     Example:
         >>> round(epsilon([(5.0, 1.0, 10)], delta=1e-5), 3)
@@ -140,9 +135,7 @@ def _check(events: Sequence[Event], delta: float) -> None:
         if not 0 <= noise < math.inf:
             raise PrivacyError(f"noise_multiplier={noise} is not a finite number >= 0; it is noise std / clipping_norm")
         if not 0 < probability <= 1:
-            raise PrivacyError(
-                f"sampling_probability={probability} is not in (0, 1]; it is expected_cohort_size / population_size"
-            )
+            raise PrivacyError(f"sampling_probability={probability} is not in (0, 1]; it is cohort / population_size")
         if not count >= 0 or count != int(count):
             raise PrivacyError(f"count={count} is not a whole number >= 0; it is the number of rounds")
 
@@ -159,12 +152,10 @@ def _merge(events: Sequence[Event]) -> list[Event]:
 
 
 def _log_gaussian_delta(near: float, mu: float) -> float:
-    """Return log delta at epsilon = mu (near + mu / 2), by scaled tails: Phi(-x) = erfcx(x / sqrt 2) exp(-x^2 / 2) / 2.
-
-    Both terms of the closed form carry the same factor exp(-near^2 / 2), so nothing over- or underflows.
-    """
+    """Return log delta at epsilon = mu (near + mu / 2), by tails Phi(-x) = erfcx(x / sqrt 2) exp(-x^2 / 2) / 2."""
     from scipy.special import erfcx, ndtr
 
+    # both terms of the closed form carry the same factor exp(-near^2 / 2), so nothing over- or underflows
     scaled, root = near / math.sqrt(2), math.sqrt(2 / math.pi)
     if mu < 1e-6:  # the difference would cancel; the tail is convex, so its tangent times mu is an upper bound
         return float(math.log(mu * (root - near * erfcx(scaled)) / 2) - near**2 / 2)
@@ -178,8 +169,8 @@ def _exact_epsilon(mu: float, delta: float) -> float:
     """Solve delta(epsilon) = delta for the Gaussian mechanism, rounded up."""
     from scipy.optimize import brentq
 
-    if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # delta(0) = erf(mu / sqrt 8)
-        return math.inf if math.isinf(mu * mu) else 0.0
+    if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # the erf is delta at epsilon 0
+        return math.inf if mu > 1 else 0.0
     high = math.sqrt(2 * math.log(1 / delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2); Phi(40) = 1
     near = brentq(
         lambda x: _log_gaussian_delta(x, mu) - math.log(delta), max(-mu / 2, -40.0), high, xtol=1e-13, rtol=1e-13

@@ -153,7 +153,8 @@ def test_data_check_names_line_and_column(fedrec: Fedrec, tmp_path: Path) -> Non
 
 
 def test_account_and_calibrate_refuse_impossible_plans(fedrec: Fedrec) -> None:
-    one_line(fedrec("account", "--noise-multiplier", -1, "--delta", 1e-5), "noise_multiplier")
-    one_line(fedrec("calibrate", "--target-epsilon", 1, "--delta", 2), "delta")
-    outcome = fedrec("account", "--noise-multiplier", 1, "--delta", 1e-5, "--num-rounds", 3)
+    population = ("--population-size", 6040)
+    one_line(fedrec("account", "--noise-multiplier", -1, "--delta", 1e-5, *population), "noise_multiplier")
+    one_line(fedrec("calibrate", "--target-epsilon", 1, "--delta", 2, *population), "delta")
+    outcome = fedrec("account", "--noise-multiplier", 1, "--delta", 1e-5, "--num-rounds", 3, *population)
     assert outcome.code == 0 and "add-or-remove one user" in outcome.out

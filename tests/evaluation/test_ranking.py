@@ -11,7 +11,7 @@ import torch
 
 from fedrec.evaluation.counts import Cutoffs, add_users, summarise, summarise_slices, zero_counts
 from fedrec.evaluation.nodes import evaluate_users
-from fedrec.evaluation.ranking import Targets, mask_scores, sampled_ranks, target_ranks, top_items
+from fedrec.evaluation.ranking import Targets, draw_negatives, mask_scores, sampled_ranks, target_ranks, top_items
 from fedrec.models.registry import build_model
 from fedrec.randomness import Key, user_keys
 from tests.training import train
@@ -116,28 +116,37 @@ def test_slices_add_up_to_the_whole() -> None:
     assert hits == pytest.approx(60 * whole["hr@10"])
 
 
-def test_sampled_negatives_are_unmet_fixed_and_uniform() -> None:
-    num_items, met = 200, torch.zeros(1, 200, dtype=torch.bool)
-    met[0, :50] = True
-    masked = torch.arange(num_items, 0, -1).to(torch.float32)[None]
-    keys = user_keys(np.arange(1))
-    ranks = []
-    for draw in range(400):
-        uniforms = torch.from_numpy(Key.from_seed(0).fold(draw).user_uniforms(keys, num_items))
-        ranks.append(int(sampled_ranks(masked, targets([49]), met, uniforms, 99)))
-        middle = int(sampled_ranks(masked, targets([100]), met, uniforms, 99))
-        assert 1 <= middle <= 51, "only the 50 unmet items before item 100 can beat it"
-    assert set(ranks) == {1}, "no met item is a negative, so nothing beats item 49"
-    draws = [
-        int(
-            sampled_ranks(
-                masked, targets([125]), met, torch.from_numpy(Key.from_seed(1).fold(d).user_uniforms(keys, 200))
-            )
-        )
-        for d in range(400)
-    ]
-    expected = 1 + 99 * 75 / 150
-    assert abs(np.mean(draws) - expected) < 5 * 3.6 / math.sqrt(400), "hypergeometric mean, five standard errors"
+@pytest.mark.parametrize(("num_items", "num_met"), [(200, 50), (2000, 100), (2000, 1900), (50, 20)])
+def test_sampled_negatives_are_distinct_unmet_and_fixed(num_items: int, num_met: int) -> None:
+    met = torch.zeros(30, num_items, dtype=torch.bool)
+    met[:, :num_met] = True
+    keys = user_keys(np.arange(30))
+    negatives = draw_negatives(met, keys, Key.from_seed(0))
+    for row in negatives.tolist():
+        drawn = [item for item in row if item >= 0]
+        assert len(drawn) == len(set(drawn)) == min(99, num_items - num_met)
+        assert all(item >= num_met for item in drawn)
+    assert torch.equal(draw_negatives(met[7:9], keys[7:9], Key.from_seed(0)), negatives[7:9]), (
+        "no user depends on another"
+    )
+    assert not torch.equal(draw_negatives(met, keys, Key.from_seed(1)), negatives) or num_items - num_met < 99
+
+
+@pytest.mark.parametrize("num_items", [600, 2000])
+def test_sampled_negatives_are_uniform(num_items: int) -> None:
+    num_users, num_met = 3000, num_items // 10
+    met = torch.zeros(num_users, num_items, dtype=torch.bool)
+    met[:, :num_met] = True
+    negatives = draw_negatives(met, user_keys(np.arange(num_users)), Key.from_seed(2))
+    counts = np.bincount(negatives.reshape(-1).numpy(), minlength=num_items)[num_met:]
+    expected = num_users * 99 / (num_items - num_met)
+    assert np.abs(counts - expected).max() < 6 * math.sqrt(expected), "six standard deviations over all items"
+
+
+def test_rank_among_sampled_negatives_by_hand() -> None:
+    masked = torch.tensor([[0.9, 0.8, 0.7, 0.7, 0.1]])
+    assert sampled_ranks(masked, targets([2]), torch.tensor([[1, 3, 4]])).tolist() == [3], "a tie counts against it"
+    assert sampled_ranks(masked, targets([2]), torch.tensor([[4, -1, -1]])).tolist() == [1]
 
 
 def test_metrics_agree_with_ranx_on_scores_without_ties() -> None:
