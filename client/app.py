@@ -27,7 +27,8 @@ def train(message: Message, context: Context) -> Message:
 
     Privacy:
         What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server
-        is trusted with it. The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon: simulations only.
+        is trusted with it. The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon:
+        simulations only.
     """
     node = _Node(message, context)
     config, round_number = node.config, node.round
@@ -35,7 +36,9 @@ def train(message: Message, context: Context) -> Message:
     node.check_plan("" if plan is None else plan.digest())
     node.store.take_part(node.run_id, node.plan_digest, round_number, config.federated.num_rounds)
     key = assemble.run_key(config).fold("round", round_number)
-    cohort = draw_cohort(node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key)
+    cohort = draw_cohort(
+        node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key
+    )
     state = PrivateState(len(node.data.user_keys), node.store.load_state())
     total, diagnostics = sum_contributions(
         assemble.model_of(config),
@@ -106,8 +109,8 @@ class _Node:
         privacy = self.config.privacy
         if privacy is not None and len(self.data.user_keys) < privacy.min_users_per_node:
             raise PrivacyError(
-                f"this node has {len(self.data.user_keys)} users, "
-                f"privacy.min_users_per_node={privacy.min_users_per_node}; a sum over fewer would show the server too much: put more users on each node"
+                f"this node has {len(self.data.user_keys)} users, min_users_per_node={privacy.min_users_per_node}; "
+                "a sum over fewer would show the server too much: put more users on each node"
             )
 
     def reply(self, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> Message:

@@ -60,15 +60,18 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         assemble.run_key(config),
         plan,
     )
-    session = Session(grid, config, coordinator, folder)
-    session.wait_for_nodes()
-    session.finish_log()
-    for round_number in range(coordinator.checkpoint.round + 1, config.federated.num_rounds + 1):
-        session.train(round_number)
+    try:
+        session = Session(grid, config, coordinator, folder)
+        session.wait_for_nodes()
         session.finish_log()
-    cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
-    num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
-    metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
+        for round_number in range(coordinator.checkpoint.round + 1, config.federated.num_rounds + 1):
+            session.train(round_number)
+            session.finish_log()
+        cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
+        num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
+        metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
+    finally:
+        coordinator.close()
     seconds = time.perf_counter() - start
     folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds))
 
@@ -113,7 +116,7 @@ class Session:
             name: int(sum(reply.report.get(name, 0) for reply in replies))
             for name in ("cohort_size", "num_clipped", "num_zeroed")
         }
-        coordinator.close(round_number, sums, diagnostics["cohort_size"])
+        coordinator.aggregate(round_number, sums, diagnostics["cohort_size"])
         ledger = coordinator.ledger
         line = {
             "round": round_number,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,18 +18,17 @@ from fedrec.privacy.mechanism import Release, publish_exact, release
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.randomness import Key
 
-_LOG = logging.getLogger(__name__)
-
 
 class Coordinator:
     """Opens and closes rounds, in an order that a crash at any instruction cannot turn into unrecorded spend.
 
-        begin    ledger: intended spend      (refused if it would overspend)
-        close    release -> update           (in memory)
-        commit   checkpoint -> ledger: published
+        begin       ledger: intended spend      (refused if it would overspend)
+        aggregate   release -> update           (in memory)
+        commit      checkpoint -> ledger: published
 
-    Nothing of a round leaves the server before its checkpoint is on disk. A round that crashed earlier is run again:
-    in a simulation it is the same release, in a deployment the unpublished attempt is closed and a new one is intended.
+    Nothing of a round leaves the server before its checkpoint is on disk and the ledger says so. A round that crashed
+    earlier is run again: in a simulation it is the same release, in a deployment the unpublished attempt is closed and
+    a new one is intended.
 
     Privacy:
         Unit user, add-or-remove, central trust. Each finished round spends one event of the plan; all else is
@@ -58,12 +55,17 @@ class Coordinator:
                 )
         else:
             self.checkpoint = Checkpoint(model.init(catalogue, key.fold("init")), 0, run_id)
-        self._closed = self.checkpoint
+        self._next = self.checkpoint
         self.ledger = None
         if plan is not None:
             position = self.checkpoint.ledger_position
             self.ledger = Ledger(folder / "ledger.jsonl", plan, run_id, at_least=position)
             self._record_published()
+
+    def close(self) -> None:
+        """Let go of the ledger, so that another coordinator can go on."""
+        if self.ledger is not None:
+            self.ledger.close()
 
     @property
     def shared(self) -> Mapping[str, torch.Tensor]:
@@ -75,10 +77,6 @@ class Coordinator:
         """The plan's bound on a user's contribution; `math.inf` without privacy."""
         return math.inf if self.plan is None else self.plan.clipping_norm
 
-    def round_key(self, round_number: int) -> Key:
-        """Return the key that everything random of a round derives from."""
-        return self._key.fold("round", round_number)
-
     def begin(self, round_number: int) -> None:
         """Record the intended spend of a round before anything of it happens.
 
@@ -88,7 +86,7 @@ class Coordinator:
         if self.ledger is not None:
             self.ledger.intend(round_number, self._attempt(round_number))
 
-    def close(self, round_number: int, sums: Sequence[BoundedSum], num_users: int) -> None:
+    def aggregate(self, round_number: int, sums: Sequence[BoundedSum], num_users: int) -> None:
         """Add up the nodes' sums, release and move the model; nothing lasts or leaves before `commit`.
 
         Args:
@@ -111,22 +109,19 @@ class Coordinator:
                 "raise model.regularization or lower the noise"
             )
         position = None if self.ledger is None else self.ledger.position
-        self._closed = Checkpoint(state, round_number, self.run_id, digest, position)
+        self._next = Checkpoint(state, round_number, self.run_id, digest, position)
 
     def commit(self) -> None:
-        """Make the closed round last: checkpoint first, then the ledger's record that it was published."""
-        write_checkpoint(self._path, self._closed)
-        self.checkpoint = self._closed
+        """Make the aggregated round last: checkpoint first, then the ledger's record that it was published."""
+        write_checkpoint(self._path, self._next)
+        self.checkpoint = self._next
         self._record_published()
 
     def _release(self, total: BoundedSum, round_number: int, num_users: int) -> tuple[Release, str]:
         if self.plan is None:
             return publish_exact(total, float(max(num_users, 1))), ""
-        released = release(total, self.plan, round_number, self.round_key(round_number))
-        digest = hashlib.blake2b(digest_size=16)
-        for name in sorted(released.blocks):
-            digest.update(name.encode() + released.blocks[name].numpy().tobytes())
-        return released, digest.hexdigest()
+        released = release(total, self.plan, round_number, self._key)
+        return released, released.digest()
 
     def _attempt(self, round_number: int) -> int:
         """Number the attempt: a simulation repeats the same one, a deployment closes what never published."""

@@ -57,6 +57,7 @@ class Als:
     """
 
     bounded = False
+    training_dtype = torch.float32
 
     def __init__(self, config: AlsConfig) -> None:
         """Keep the settings; the model itself is stateless."""
@@ -85,9 +86,9 @@ class Als:
         """Solve for the user vectors in closed form.
 
         Returns:
-            {"vectors": (B, dim) float32}; zero for users without interactions.
+            {"vectors": (B, dim)}; zero for users without interactions.
         """
-        items = shared["items"]
+        items = shared["items"].to(torch.float32 if ranking else self.training_dtype)
         weights = users.mask.to(items.dtype)
         ages = users.ages
         if ranking and self.config.recency_weight and ages is not None:

@@ -45,13 +45,15 @@ class BoundedAls(Als):
 
     Privacy:
         Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without
-        interactions or with p_u = 0), and the engine clips to it again whatever happens here.
+        interactions or with p_u = 0), and the engine clips to it again whatever happens here. Training solves in float64:
+        how a user's numbers round depends on who else is in the batch, and that has to stay far below the noise.
 
     Source:
         Chien et al., Private Alternating Least Squares, 2021, algorithm 2, with one shared Gram matrix.
     """
 
     bounded = True
+    training_dtype = torch.float64
     config: BoundedAlsConfig
 
     def __init__(self, config: BoundedAlsConfig, clipping_norm: float = 1.0) -> None:
@@ -89,7 +91,7 @@ class BoundedAls(Als):
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Solve for all item vectors from the released means."""
         config, scales = self.config, self._scales
-        num_items, dim = release.blocks["items"].shape
+        dim = release.blocks["items"].shape[1]
         upper = torch.triu_indices(dim, dim)
         factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
         gram = from_triangle((release.blocks["gram"] / scales["gram"] / factor.to(release.blocks["gram"]))[None], dim)[

@@ -104,7 +104,7 @@ PRIVACY = {
     "sampling-above-one": ("privacy.sampling_probability=1.4", "sampling_probability=1.4"),
     "negative-clipping": ("privacy.clipping_norm=-1", "clipping_norm=-1"),
     "local-trust": ("privacy.trust_model=local", "central"),
-    "unbounded-model": ("model={name = 'item_knn'}", "privacy plan"),
+    "unbounded-model": ("model.name=item_knn", "privacy plan"),
     "nodes-too-small": ("federated.num_nodes=20", "min_users_per_node"),
 }
 
