@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedrec.config import Config
+from fedrec.config import Config, PrivacyConfig
 from fedrec.config import load as load_config
 from fedrec.data.catalogue import Dataset
 from fedrec.data.sources import load
@@ -133,29 +133,25 @@ def model_of(config: Config) -> FederatedModel:
 
 def plan_of(config: Config) -> PrivacyPlan | None:
     """Return the privacy plan of a config; see `_plan`."""
-    return _plan(config.to_json())
+    return None if config.privacy is None else _plan(config.privacy, config.federated.num_rounds)
 
 
-@lru_cache(maxsize=8)
-def _plan(config_json: str) -> PrivacyPlan | None:
-    """Calibrate the privacy plan; None where the config has no [privacy] table.
+@lru_cache(maxsize=32)
+def _plan(privacy: PrivacyConfig, num_rounds: int) -> PrivacyPlan:
+    """Calibrate the privacy plan of a run, or take the noise that the config gives.
 
     Privacy:
         Unit user, add-or-remove; one Gaussian release a round, all blocks jointly.
     """
-    config = Config.from_json(config_json)
-    privacy = config.privacy
-    if privacy is None:
-        return None
     if privacy.noise_multiplier is not None:
-        event = PrivacyEvent(privacy.noise_multiplier, privacy.sampling_probability, config.federated.num_rounds)
+        event = PrivacyEvent(privacy.noise_multiplier, privacy.sampling_probability, num_rounds)
         return PrivacyPlan((event,), privacy.target_delta, privacy.clipping_norm, privacy.population_size)
     if privacy.target_epsilon is None:
         raise ConfigError("neither privacy.target_epsilon nor privacy.noise_multiplier is given; give one of them")
     return PrivacyPlan.calibrate(
         target_epsilon=privacy.target_epsilon,
         delta=privacy.target_delta,
-        num_rounds=config.federated.num_rounds,
+        num_rounds=num_rounds,
         sampling_probability=privacy.sampling_probability,
         clipping_norm=privacy.clipping_norm,
         population_size=privacy.population_size,

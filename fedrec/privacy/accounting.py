@@ -58,11 +58,12 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
     _check(events, delta)
     if accountant not in ("auto", "rdp"):
         raise PrivacyError(f"accountant={accountant!r} is not one of 'auto', 'rdp'; leave it out for the tightest one")
-    if any(noise == 0 and count for noise, _, count in events):
-        return Spent(math.inf, "gaussian-exact" if accountant == "auto" else "rdp")
-    merged = _merge(events)
+    no_noise = any(noise == 0 and count for noise, _, count in events)
+    merged = [] if no_noise else _merge(events)
+    if not merged:
+        return Spent(math.inf if no_noise else 0.0, "gaussian-exact" if accountant == "auto" else "rdp")
     if accountant == "auto" and all(probability == 1 for _, probability, _ in merged):
-        return Spent(_exact_epsilon(1 / merged[0][0], delta) if merged else 0.0, "gaussian-exact")
+        return Spent(_exact_epsilon(1 / merged[0][0], delta), "gaussian-exact")
     from fedrec.privacy.composition import prv_epsilon, rdp_epsilon
 
     bound = rdp_epsilon(merged, delta)
@@ -136,7 +137,7 @@ def _check(events: Sequence[Event], delta: float) -> None:
             raise PrivacyError(f"noise_multiplier={noise} is not a finite number >= 0; it is noise std / clipping_norm")
         if not 0 < probability <= 1:
             raise PrivacyError(f"sampling_probability={probability} is not in (0, 1]; it is cohort / population_size")
-        if not count >= 0 or count != int(count):
+        if not 0 <= count < math.inf or count != int(count):
             raise PrivacyError(f"count={count} is not a whole number >= 0; it is the number of rounds")
 
 

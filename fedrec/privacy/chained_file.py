@@ -135,7 +135,7 @@ class ChainedFile:
             return
         if self._take(tail):
             os.pwrite(self._file, b"\n", self._size - 1)
-        elif _HEX.sub(b"0", tail[: len(_START)]) == _HEX.sub(b"0", _START[: len(tail)]) and not _is_json(tail):
+        elif _is_cut_short(tail):
             os.ftruncate(self._file, self._size)
         else:
             raise self.damage(len(self.checksums) + 1, "what follows the last whole record is not the start of another")
@@ -157,13 +157,16 @@ class ChainedFile:
             self._broken = True
 
 
-def _is_json(text: bytes) -> bool:
-    """Return True for a whole JSON value: a record cut short is none."""
-    try:
-        json.loads(text)
-    except ValueError:
+def _is_cut_short(tail: bytes) -> bool:
+    """Return True if this can be the first part of a record, and does not hold a whole one."""
+    start = _HEX.sub(b"0", _START[: len(tail)])
+    if _HEX.sub(b"0", tail[: len(_START)]) != start or not all(32 <= byte < 127 for byte in tail):
         return False
-    return True
+    try:
+        json.JSONDecoder().raw_decode(tail.decode("ascii"))
+    except ValueError:
+        return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,20 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
         Mironov, Talwar & Zhang, Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019; conversion: Balle
         et al., Hypothesis Testing Interpretations and Renyi Differential Privacy, 2020, Theorem 21.
     """
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+    from opacus.accountants.analysis.rdp import get_privacy_spent
 
+    curve = sum(count * _rdp_curve(noise, probability) for noise, probability, count in events)
     with warnings.catch_warnings():  # Opacus warns where the best order is the largest: still a bound
         warnings.simplefilter("ignore")
-        curve = sum(compute_rdp(q=q, noise_multiplier=z, steps=count, orders=RDP_ORDERS) for z, q, count in events)
         return max(0.0, float(get_privacy_spent(orders=RDP_ORDERS, rdp=curve, delta=delta)[0]))
+
+
+@lru_cache(maxsize=256)
+def _rdp_curve(noise: float, probability: float) -> Any:
+    """Return the Renyi epsilon of one round at each of `RDP_ORDERS`."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    return compute_rdp(q=probability, noise_multiplier=noise, steps=1, orders=RDP_ORDERS)
 
 
 def _upper_bound(events: Sequence[Event], delta: float, rounding: float, error: float) -> float:
@@ -124,7 +133,8 @@ def _epsilon_of(losses: list[Any], counts: list[int], domain: Any, delta: float,
     """Compose privacy losses on a grid and read off the upper bound."""
     from opacus.accountants.analysis.prv import TruncatedPrivacyRandomVariable, compose_heterogeneous, discretize
 
-    with np.errstate(all="ignore"):  # log(1 - q) at q = 1 and exp of the far ends; the result is checked
+    with np.errstate(all="ignore"), warnings.catch_warnings():  # exp and log at the far ends; the result is checked
+        warnings.simplefilter("ignore")
         discrete = [
             discretize(TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain) for loss in losses
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -67,8 +68,9 @@ def compare(run_dirs: Sequence[Path], out: Path, labels: Sequence[str] | None = 
     Args:
         run_dirs: the run folders, in the order they are shown.
         out: a folder (gets `comparison.html`), or the path of an *.html file.
-        labels: a name a run, by default the folder's; runs that share a label are repeats of one experiment and
-            appear as their mean and spread.
+        labels: a name a run; runs that share a label are repeats of one experiment and appear as their mean and
+            spread. By default runs whose configs differ in nothing but the seed are repeats, named after what their
+            folders' names have in common.
 
     Returns:
         The path of the HTML page; its figures lie beside it.
@@ -79,10 +81,11 @@ def compare(run_dirs: Sequence[Path], out: Path, labels: Sequence[str] | None = 
     """
     if not run_dirs:
         raise ConfigError("there are no runs to compare; give at least one run folder")
-    names = _default_labels(run_dirs) if labels is None else list(labels)
-    if len(names) != len(run_dirs):
-        raise ConfigError(f"there are {len(names)} labels for {len(run_dirs)} runs; give one label a run")
-    entries = _entries(names, [read_run(folder) for folder in run_dirs])
+    if labels is not None and len(labels) != len(run_dirs):
+        raise ConfigError(f"there are {len(labels)} labels for {len(run_dirs)} runs; give one label a run")
+    names = _folder_names(run_dirs)
+    runs = [read_run(folder) for folder in run_dirs]
+    entries = _entries(_merge_repeats(names, runs) if labels is None else labels, runs)
     page = Page(
         title=f"{plural(len(run_dirs), 'run')} compared",
         subtitle="Data: " + ", ".join(dict.fromkeys(run.data_name for entry in entries for run in entry.runs)),
@@ -93,7 +96,7 @@ def compare(run_dirs: Sequence[Path], out: Path, labels: Sequence[str] | None = 
     return write_page(page, page_path(out, "comparison.html"))
 
 
-def _default_labels(folders: Sequence[Path]) -> list[str]:
+def _folder_names(folders: Sequence[Path]) -> list[str]:
     """Name runs after their folders, with as many parents as it takes to tell them apart."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
@@ -102,6 +105,27 @@ def _default_labels(folders: Sequence[Path]) -> list[str]:
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in paths]
+
+
+def _merge_repeats(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Give runs that differ in nothing but the seed one name: the common start of their folders' names."""
+    groups: dict[str, list[str]] = {}
+    kinds = []
+    for name, run in zip(names, runs, strict=True):
+        tables = {key: table for key, table in run.config.items() if key != "runtime"}
+        runtime = {key: value for key, value in run.config_table("runtime").items() if key != "seed"}
+        kinds.append(json.dumps([tables, runtime], sort_keys=True, default=str))
+        groups.setdefault(kinds[-1], []).append(name)
+    common = {kind: group[0] if len(group) == 1 else _common_start(group) for kind, group in groups.items()}
+    ambiguous = len(set(common.values())) < len(common) or "" in common.values()
+    return list(names) if ambiguous else [common[kind] for kind in kinds]
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """Return what the names begin with, without a trailing "-seed-"."""
+    lengths = range(min(map(len, names)), 0, -1)
+    start = next((names[0][:n] for n in lengths if all(name.startswith(names[0][:n]) for name in names)), "")
+    return start.rstrip("-_/ ").removesuffix("seed").rstrip("-_/ ")
 
 
 def _entries(labels: Sequence[str], runs: Sequence[Run]) -> list[Entry]:

@@ -90,7 +90,7 @@ def test_stop_at_any_step_then_resume(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT], ids=["kill-9", "ctrl-c"])
 def test_killed_process_then_resume(fedrec: Fedrec, private_config_file: Path, tmp_path: Path, kind: int) -> None:
-    rounds = ("--set", "federated.num_rounds=400")
+    rounds = ("--set", "federated.num_rounds=150")
     simulate = ("simulate", str(private_config_file), "--out", str(tmp_path / "k"), *rounds)
     command = [sys.executable, "-m", "fedrec", *simulate]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
