@@ -28,7 +28,10 @@ def test_resolved_config_names_every_default_of_the_model() -> None:
 
 
 def test_odd_text_survives_the_round_trip() -> None:
-    table = {**MINIMAL, "data": {"path": 'a "b"\\c\n\tü\x7f.csv', "columns": {"user": "who's", "context": ["a b", "c"]}}}
+    table = {
+        **MINIMAL,
+        "data": {"path": 'a "b"\\c\n\tü\x7f.csv', "columns": {"user": "who's", "context": ["a b", "c"]}},
+    }
     config = build(table, "c")
     assert build(tomllib.loads(to_toml(config)), "again") == config
 

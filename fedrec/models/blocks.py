@@ -1,13 +1,16 @@
 """Contribution blocks: what one user adds to a round, one row of tensors per user, never dense over all items.
 
 A block knows its per-user squared L2 norms (in float64, duplicates coalesced first) and how to add itself, scaled per
-user, to a running sum. All blocks of a user are clipped jointly; see `fedrec.privacy.clipping`.
+user, to a running sum. What is added is what was measured: duplicates are coalesced once, for the norm and for the sum,
+so that huge parts that cancel in the norm cannot swamp the sum. All blocks of a user are clipped jointly; see
+`fedrec.privacy.clipping`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -44,7 +47,7 @@ def _zero_unused(values: Tensor, scale: Tensor) -> Tensor:
 
 def _finite_rows(values: Tensor) -> Tensor:
     """Return (B,) bool for (B, ...) values: True where the whole row is finite."""
-    return torch.isfinite(values).reshape(len(values), -1).all(dim=1)
+    return torch.isfinite(values).flatten(start_dim=1).all(dim=1)
 
 
 def _coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,11 +79,11 @@ class Dense:
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms."""
-        return self.values.reshape(len(self.values), -1).to(torch.float64).square().sum(dim=1)
+        return self.values.flatten(start_dim=1).to(torch.float64).square().sum(dim=1)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled sum over users to `total` (...)."""
-        values = _zero_unused(self.values, scale).reshape(len(self.values), -1)
+        values = _zero_unused(self.values, scale).flatten(start_dim=1)
         total += (scale.to(total.dtype) @ values.to(total.dtype)).reshape(total.shape)
 
 
@@ -100,15 +103,19 @@ class RowSparse:
         """Return (B,) bool: every value is finite."""
         return _finite_rows(self.values)
 
+    @cached_property
+    def _coalesced(self) -> tuple[Tensor, Tensor]:
+        return _coalesce(self.ids, self.values.to(torch.float64))
+
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms after summing duplicate ids."""
-        _, values = _coalesce(self.ids, self.values.to(torch.float64))
-        return values.square().sum(dim=(1, 2))
+        return self._coalesced[1].square().sum(dim=(1, 2))
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d)."""
-        values = _zero_unused(self.values, scale).to(total.dtype) * scale.to(total.dtype)[:, None, None]
-        total.index_add_(0, self.ids.reshape(-1), values.reshape(-1, values.shape[-1]))
+        ids, values = self._coalesced
+        values = _zero_unused(values, scale) * scale[:, None, None]
+        total.index_add_(0, ids.reshape(-1), values.reshape(-1, values.shape[-1]).to(total.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,18 +136,22 @@ class RowOuter:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
         return _finite_rows(self.weights) & _finite_rows(self.vectors)
 
+    @cached_property
+    def _coalesced(self) -> tuple[Tensor, Tensor]:
+        return _coalesce(self.ids, self.weights.to(torch.float64))
+
     def squared_norms(self) -> Tensor:
         """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids."""
-        _, weights = _coalesce(self.ids, self.weights.to(torch.float64))
-        return weights.square().sum(dim=1) * self.vectors.to(torch.float64).square().sum(dim=1)
+        return self._coalesced[1].square().sum(dim=1) * self.vectors.to(torch.float64).square().sum(dim=1)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d) as one sparse (num_rows, B) x (B, d) product."""
-        weights = _zero_unused(self.weights, scale)
+        ids, weights = self._coalesced
+        weights = _zero_unused(weights, scale)
         vectors = _zero_unused(self.vectors, scale).to(total.dtype) * scale.to(total.dtype)[:, None]
         users = torch.arange(len(weights), device=weights.device)[:, None].expand_as(weights)
         used = weights != 0
-        entries = torch.stack([self.ids[used], users[used]])
+        entries = torch.stack([ids[used], users[used]])
         matrix = torch.sparse_coo_tensor(
             entries, weights[used].to(total.dtype), (len(total), len(weights)), check_invariants=False
         )

@@ -45,8 +45,8 @@ class BoundedAls(Als):
 
     Privacy:
         Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without
-        interactions or with p_u = 0), and the engine clips to it again whatever happens here. Training solves in float64:
-        how a user's numbers round depends on who else is in the batch, and that has to stay far below the noise.
+        interactions or with p_u = 0), and the engine clips to it again whatever happens here. Training solves in
+        float64: how a user's numbers round depends on who else is in the batch; it has to stay far below the noise.
 
     Source:
         Chien et al., Private Alternating Least Squares, 2021, algorithm 2, with one shared Gram matrix.

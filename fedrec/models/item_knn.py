@@ -21,8 +21,8 @@ class ItemKnnConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_neighbors: Annotated[int, Field(ge=1)] = 100
-    shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    num_neighbors: Annotated[int, Field(ge=1)] = 10
+    shrinkage: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ItemKnn:

@@ -107,7 +107,7 @@ def calibrate_noise(
         return _exact_epsilon(math.sqrt(variance), delta)
 
     if sampling_probability == 1:
-        return _smallest(spend, target_epsilon, math.sqrt(count), rel_tol)
+        return _smallest(spend, target_epsilon, math.sqrt(count), min(rel_tol, 1e-6))  # exact and cheap: waste nothing
     start = _smallest(sampled_as_gaussian, target_epsilon, math.sqrt(count), 1e-3)
     return _smallest(spend, target_epsilon, start, rel_tol)
 

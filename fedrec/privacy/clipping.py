@@ -78,6 +78,7 @@ class BoundedSum:
 
         Raises:
             PrivacyError: where the clipping norms differ.
+            ProtocolError: where the blocks differ in name or shape.
 
         Privacy:
             The users of the two sums must be disjoint; then the sensitivity stays `clipping_norm`.
@@ -87,6 +88,10 @@ class BoundedSum:
                 f"a sum clipped to {other.clipping_norm} can't be added to one clipped to {self.clipping_norm}; "
                 "every node must use the plan's clipping_norm"
             )
+        shapes = {name: tuple(total.shape) for name, total in self.totals.items()}
+        found = {name: tuple(total.shape) for name, total in other.totals.items()}
+        if shapes != found:
+            raise ProtocolError(f"a sum has blocks {found}, they must be {shapes}; it comes from another model")
         for name, total in self.totals.items():
             total += other.totals[name].to(total.dtype)
 
