@@ -171,7 +171,7 @@ def _exact_epsilon(mu: float, delta: float) -> float:
     from scipy.optimize import brentq
 
     if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # the erf is delta at epsilon 0
-        return math.inf if mu > 1 else 0.0
+        return math.inf if math.isinf(mu * mu) else 0.0
     high = math.sqrt(2 * math.log(1 / delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2); Phi(40) = 1
     near = brentq(
         lambda x: _log_gaussian_delta(x, mu) - math.log(delta), max(-mu / 2, -40.0), high, xtol=1e-13, rtol=1e-13
