@@ -49,6 +49,7 @@ def simulate(
     from fedrec import assemble
     from fedrec import config as configs
     from fedrec.run_folder import RunFolder
+    from fedrec.simulation import check_runtime
 
     loaded = configs.load(config, settings or ())
     folder = RunFolder(out if out is not None else _new_folder(config.stem))
@@ -56,6 +57,7 @@ def simulate(
         raise ConfigError(
             f"{folder.path} holds a run already; go on with: fedrec resume {folder.path}, or give another --out"
         )
+    check_runtime(runtime)
     assemble.check(loaded)
     folder.create(loaded)
     _run(folder.path, runtime, as_json)
@@ -77,8 +79,8 @@ def evaluate(directory: RunDir, as_json: AsJson = False) -> None:
     from fedrec.run_folder import RunFolder
 
     folder = RunFolder(directory)
-    rounds = read_checkpoint(folder.checkpoint / "server.safetensors").round
     wanted = folder.config().federated.num_rounds
+    rounds = read_checkpoint(folder.checkpoint / "server.safetensors").round
     if rounds < wanted:
         raise ConfigError(
             f"{directory} has finished {rounds} of {wanted} rounds; go on with: fedrec resume {directory}"

@@ -75,7 +75,9 @@ class PrivacyConfig(_Table):
         given = [name for name in ("target_epsilon", "noise_multiplier") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "neither"
-            raise ValueError(f"found {found}; give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+            raise ValueError(
+                f"[privacy] has {found}; give exactly one of privacy.target_epsilon and privacy.noise_multiplier"
+            )
         if self.trust_model != "central":
             raise ValueError(f"privacy.trust_model={self.trust_model!r} is not available yet; allowed is 'central'")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,29 @@ def run_simulation(directory: Path, config: Config, runtime: str = "local") -> N
         ConfigError: for an unknown runtime.
         FedrecError: whatever stopped the run; all finished rounds are on disk.
     """
-    from fedrec.flower.local_grid import run_in_process
-
+    check_runtime(runtime)
     run_config: dict[str, str | int | float | bool] = {
         "config-json": config.to_json(),
         "out": str(directory.absolute()),
         "simulation": True,
     }
     server, client = _load(SERVER_APP), _load(CLIENT_APP)
-    if runtime == "local":
-        run_in_process(server, client, run_config, config.federated.num_nodes)
-    elif runtime == "ray":
+    if runtime == "ray":
         from fedrec.flower.ray_runtime import run_in_ray
 
         run_in_ray(server, client, run_config, config.federated.num_nodes)
     else:
+        from fedrec.flower.local_grid import run_in_process
+
+        run_in_process(server, client, run_config, config.federated.num_nodes)
+
+
+def check_runtime(runtime: str) -> None:
+    """Raise a `ConfigError` for an unknown runtime, or one whose package is not installed."""
+    if runtime not in ("local", "ray"):
         raise ConfigError(f"--runtime {runtime!r} is unknown; allowed are 'local' and 'ray'")
+    if runtime == "ray" and importlib.util.find_spec("ray") is None:
+        raise ConfigError("--runtime ray needs Ray, which is not installed; run: pip install 'fedrec[ray]'")
 
 
 def _load(name: str) -> Any:
