@@ -34,7 +34,7 @@ def train(message: Message, context: Context) -> Message:
     config, round_number = node.config, node.round
     plan = assemble.plan_of(config)
     node.check_plan("" if plan is None else plan.digest())
-    node.store.take_part(node.run_id, node.plan_digest, round_number, config.federated.num_rounds)
+    node.store.take_part(node.run_id, node.plan_digest, round_number, node.shared, config.federated.num_rounds)
     key = assemble.run_key(config).fold("round", round_number)
     cohort = draw_cohort(
         node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key

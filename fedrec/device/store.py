@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -41,33 +42,44 @@ class DeviceStore:
                 f"private store {folder} can't be made ({error}); give a folder you may write"
             ) from error
 
-    def take_part(self, run_id: str, plan_digest: str, round_number: int, max_rounds: int) -> None:
+    def take_part(
+        self, run_id: str, plan_digest: str, round_number: int, shared: Mapping[str, Tensor], max_rounds: int
+    ) -> None:
         """Record participation in a round before any work; the same round of the same run counts once.
 
         Args:
             run_id: the run.
             plan_digest: digest of the plan that the server announced; the first one of a run is pinned.
             round_number: from 1.
+            shared: the shared parameters as broadcast; a round asked for again must bring the same.
             max_rounds: how many rounds the plan allows.
 
         Raises:
-            PrivacyError: where the plan changed within the run, or more rounds are asked for than the plan allows.
+            PrivacyError: where the plan changed within the run, more rounds are asked for than the plan allows, or a
+                round that was answered is asked for again with other parameters.
         """
         record = self._read_record()
-        run = record.setdefault(run_id, {"plan": plan_digest, "rounds": []})
+        run = record.setdefault(run_id, {"plan": plan_digest, "rounds": {}})
         if run["plan"] != plan_digest:
             raise PrivacyError(
                 f"run {run_id} announced plan {plan_digest}, this node pinned {run['plan']}; "
                 "it takes part in one plan a run"
             )
-        if round_number in run["rounds"]:
+        asked = _digest(shared)
+        known = run["rounds"].get(str(round_number))
+        if known not in (None, asked):
+            raise PrivacyError(
+                f"run {run_id} asks for round {round_number} again with other parameters; a second answer would tell more "
+                "than the plan covers: this node refuses"
+            )
+        if known is not None:
             return
         if len(run["rounds"]) >= max_rounds:
             raise PrivacyError(
                 f"run {run_id} asks for round {round_number} after {len(run['rounds'])} rounds, "
                 f"its plan allows {max_rounds}; this node refuses"
             )
-        run["rounds"].append(round_number)
+        run["rounds"][str(round_number)] = asked
         replace_file(self._folder / "participation.json", json.dumps(record, sort_keys=True).encode(), _PRIVATE)
 
     def save_state(self, state: Mapping[str, Tensor]) -> None:
@@ -103,6 +115,13 @@ class DeviceStore:
                 "this node can't know what it has spent and takes no part"
             ) from error
         return dict(record)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class PrivateState:

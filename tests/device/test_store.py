@@ -11,31 +11,41 @@ import torch
 from fedrec.device.store import DeviceStore, PrivateState
 from fedrec.errors import PrivacyError, ProtocolError
 
+SHARED = {"items": torch.zeros(2, 3)}
+
+
+def test_round_asked_for_again_must_bring_the_same_parameters(tmp_path: Path) -> None:
+    store = DeviceStore(tmp_path / "s")
+    store.take_part("run", "plan", 1, SHARED, max_rounds=9)
+    store.take_part("run", "plan", 1, {"items": torch.zeros(2, 3)}, max_rounds=9)
+    with pytest.raises(PrivacyError, match="again with other parameters"):
+        store.take_part("run", "plan", 1, {"items": torch.ones(2, 3)}, max_rounds=9)
+
 
 def test_node_refuses_more_rounds_than_the_plan_allows(tmp_path: Path) -> None:
     store = DeviceStore(tmp_path / "s")
-    store.take_part("run", "plan", 1, max_rounds=2)
-    store.take_part("run", "plan", 2, max_rounds=2)
-    store.take_part("run", "plan", 2, max_rounds=2)  # a retried round is the same round
+    store.take_part("run", "plan", 1, SHARED, max_rounds=2)
+    store.take_part("run", "plan", 2, SHARED, max_rounds=2)
+    store.take_part("run", "plan", 2, SHARED, max_rounds=2)  # a retried round is the same round
     with pytest.raises(PrivacyError, match="its plan allows 2"):
-        store.take_part("run", "plan", 3, max_rounds=2)
+        store.take_part("run", "plan", 3, SHARED, max_rounds=2)
 
 
 def test_record_survives_a_restart_and_pins_the_plan(tmp_path: Path) -> None:
-    DeviceStore(tmp_path / "s").take_part("run", "plan", 1, max_rounds=1)
+    DeviceStore(tmp_path / "s").take_part("run", "plan", 1, SHARED, max_rounds=1)
     again = DeviceStore(tmp_path / "s")
     with pytest.raises(PrivacyError, match="pinned plan"):
-        again.take_part("run", "another", 1, max_rounds=9)
+        again.take_part("run", "another", 1, SHARED, max_rounds=9)
     with pytest.raises(PrivacyError, match="refuses"):
-        again.take_part("run", "plan", 2, max_rounds=1)
+        again.take_part("run", "plan", 2, SHARED, max_rounds=1)
 
 
 def test_damaged_record_stops_participation(tmp_path: Path) -> None:
     store = DeviceStore(tmp_path / "s")
-    store.take_part("run", "plan", 1, max_rounds=2)
+    store.take_part("run", "plan", 1, SHARED, max_rounds=2)
     (tmp_path / "s" / "participation.json").write_text('{"run": ')
     with pytest.raises(PrivacyError, match="damaged"):
-        store.take_part("run", "plan", 1, max_rounds=2)
+        store.take_part("run", "plan", 1, SHARED, max_rounds=2)
 
 
 def test_private_state_is_for_its_owner_only_and_comes_back(tmp_path: Path) -> None:

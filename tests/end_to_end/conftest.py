@@ -35,7 +35,7 @@ num_threads = 1
 PRIVACY = """
 [privacy]
 target_epsilon = 8.0
-population_size = 80
+population_size = 100
 """
 
 

@@ -47,7 +47,7 @@ def test_privacy_is_stated_and_its_epsilon_follows_from_the_events(
 ) -> None:
     privacy = simulate(fedrec, private_config_file, tmp_path / "run")["privacy"]
     assert privacy["unit"] == "user" and privacy["neighboring_relation"] == "add-or-remove one user"
-    assert privacy["trust_model"] == "central" and privacy["delta"] == 1e-5 and privacy["population_size"] == 80
+    assert privacy["trust_model"] == "central" and privacy["delta"] == 1e-5 and privacy["population_size"] == 100
     assert privacy["clipping_norm"] == 1.0
     mu = math.sqrt(sum(event["count"] / event["noise_multiplier"] ** 2 for event in privacy["events"]))
     assert sum(event["count"] for event in privacy["events"]) == 4
