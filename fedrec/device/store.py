@@ -69,8 +69,8 @@ class DeviceStore:
         known = run["rounds"].get(str(round_number))
         if known not in (None, asked):
             raise PrivacyError(
-                f"run {run_id} asks for round {round_number} again with other parameters; a second answer would tell more "
-                "than the plan covers: this node refuses"
+                f"run {run_id} asks for round {round_number} again with other parameters; a second answer would tell "
+                "more than the plan covers: this node refuses"
             )
         if known is not None:
             return
