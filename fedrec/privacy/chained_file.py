@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import PrivacyError
+from fedrec.files import sync_folder
 
 ADVICE = "training stops: restore the ledger from a backup, or start a new run and count this one as fully spent"
 _HEX = re.compile(rb"[0-9a-f]")
@@ -57,7 +58,7 @@ class ChainedFile:
             else:
                 raise self.damage(1, "it is not the header of a ledger")
             os.fsync(self._file)  # what a killed process wrote may be read here, and still not be on disk
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             os.close(self._file)
             raise
@@ -167,12 +168,3 @@ def _is_cut_short(tail: bytes) -> bool:
     except ValueError:
         return True
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until a new file's name is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -93,7 +93,13 @@ def test_killed_process_then_resume(fedrec: Fedrec, private_config_file: Path, t
     rounds = ("--set", "federated.num_rounds=150")
     simulate = ("simulate", str(private_config_file), "--out", str(tmp_path / "k"), *rounds)
     command = [sys.executable, "-m", "fedrec", *simulate]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit it as ignored
+    )
     log = tmp_path / "k" / "rounds.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 5):
