@@ -15,6 +15,9 @@ from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.cohort import sum_contributions
 from fedrec.models.protocol import FederatedModel
 from fedrec.models.registry import build_model
+from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.mechanism import release
+from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key
 from tests.training import train
 from tests.worlds import checkerboard, make, random_world
@@ -138,3 +141,16 @@ def test_contribution_norm_is_the_clipping_norm_or_zero(name: str) -> None:
         norms = torch.stack([block.squared_norms() for block in blocks.values()]).sum(dim=0).sqrt()
         expected = (batch.lengths > 0).to(torch.float64) * clipping_norm
         torch.testing.assert_close(norms, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_every_block_of_a_release_carries_the_noise_of_the_plan(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    num_items, plan = 400, PrivacyPlan((PrivacyEvent(1.5, 1.0, 3),), 1e-5, clipping_norm, population_size=50)
+    shared = model.init(Catalogue(make([], 1, num_items).item_ids), Key.from_seed(1)).shared
+    nothing = BoundedSum(model.totals(shared), clipping_norm)
+    for block, values in release(nothing, plan, 2, Key.from_seed(1)).blocks.items():
+        std = 1.5 * clipping_norm / 50
+        ratio = float(values.square().sum()) / std**2
+        size = values.numel()
+        assert abs(ratio - size) < 6 * math.sqrt(2 * size), f"{block}: chi-squared within six standard deviations"

@@ -10,6 +10,7 @@ import torch
 
 from fedrec.data.catalogue import Catalogue
 from fedrec.errors import PrivacyError, ProtocolError
+from fedrec.federated.checkpoint import read_checkpoint
 from fedrec.federated.coordinator import Coordinator
 from fedrec.models.registry import build_model
 from fedrec.privacy.clipping import BoundedSum
@@ -81,6 +82,31 @@ def test_crash_between_checkpoint_and_ledger_is_put_right_on_restart(
         again = coordinator(folder, key)
         assert kinds(folder) == [("intend", 1, 1), ("published", 1, 1)] and again.checkpoint.round == 1
         again.close()
+
+
+def test_checkpoint_remembers_how_far_the_ledger_was(tmp_path: Path) -> None:
+    server = coordinator(tmp_path, Key.from_seed(0))
+    server.begin(1)
+    assert server.ledger is not None
+    intended = server.ledger.position
+    server.aggregate(1, [zeros(server)], 0)
+    server.commit()
+    server.close()
+    assert intended["records"] == 2 and read_checkpoint(tmp_path / "server.safetensors").ledger_position == intended
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_sum_of_another_model_is_refused(tmp_path: Path, change: str) -> None:
+    server = coordinator(tmp_path, Key.from_seed(0))
+    totals = zeros(server).totals
+    blocks = {
+        "missing": {"gram": totals["gram"], "items": totals["items"]},
+        "extra": {**totals, "more": totals["gram"]},
+        "shape": {**totals, "items": totals["items"][:1]},
+    }[change]
+    with pytest.raises(ProtocolError, match="comes from another model"):
+        server.aggregate(1, [BoundedSum(blocks, 1.0)], 0)
+    server.close()
 
 
 def test_round_beyond_the_plan_is_refused(tmp_path: Path) -> None:
