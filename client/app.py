@@ -101,16 +101,10 @@ class _Node:
         self.shared = record_to_tensors(shared, assemble.shared_spec(self.config.to_json()))
 
     def check_plan(self, own_digest: str) -> None:
-        """Refuse to take part under another plan than this node's own, or as a node of too few users."""
+        """Refuse to take part under another plan than the one that follows from this node's own config."""
         if self.plan_digest != own_digest:
             raise PrivacyError(
                 f"the server announced plan {self.plan_digest!r}, this node's own is {own_digest!r}: refused"
-            )
-        privacy = self.config.privacy
-        if privacy is not None and len(self.data.user_keys) < privacy.min_users_per_node:
-            raise PrivacyError(
-                f"this node has {len(self.data.user_keys)} users, min_users_per_node={privacy.min_users_per_node}; "
-                "a sum over fewer would show the server too much: put more users on each node"
             )
 
     def reply(self, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> Message:

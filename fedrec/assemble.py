@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +24,8 @@ from fedrec.models.protocol import FederatedModel
 from fedrec.models.registry import build_model
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key, user_keys
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,14 @@ def check(config: Config) -> None:
         FedrecError: for the first thing that is not as it has to be.
     """
     device_of(config)
-    plan_of(config)
+    plan = plan_of(config)
+    if plan is not None and plan.delta > 1 / plan.population_size:
+        _LOG.warning(
+            "delta %g is above 1 / population_size = %g: it would allow publishing one user's data outright; "
+            "choose a smaller privacy.target_delta",
+            plan.delta,
+            1 / plan.population_size,
+        )
     whole_split(config.to_json())
     shared_spec(config.to_json())
 
@@ -161,6 +172,20 @@ def _plan(privacy: PrivacyConfig, num_rounds: int) -> PrivacyPlan:
 def run_key(config: Config) -> Key:
     """Return the key of a simulation: everything random follows from the seed."""
     return Key.from_seed(config.runtime.seed)
+
+
+def noise_key(config: Config) -> Key:
+    """Return the key that a simulation's noise is drawn from.
+
+    Privacy:
+        Two runs of one seed whose sums differ must not share their noise: it would cancel in the difference of their
+        releases. So the key follows from everything the sums follow from - data, split, model, plan - and from nothing
+        else, so that nodes and runtime do not change a release.
+    """
+    plan = plan_of(config)
+    table = config.model_dump(mode="json", include={"data", "model", "evaluation"})
+    fingerprint = dataset(config.to_json()).interactions.fingerprint()
+    return run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
 
 
 def run_id(config: Config) -> str:

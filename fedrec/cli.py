@@ -75,16 +75,10 @@ def resume(directory: RunDir, as_json: AsJson = False, runtime: Runtime = "local
 @app.command()
 def evaluate(directory: RunDir, as_json: AsJson = False) -> None:
     """Evaluate the final model of a finished run again and write its result.json."""
-    from fedrec.federated.checkpoint import read_checkpoint
+    from fedrec.recommend import final_state
     from fedrec.run_folder import RunFolder
 
-    folder = RunFolder(directory)
-    wanted = folder.config().federated.num_rounds
-    rounds = read_checkpoint(folder.checkpoint / "server.safetensors").round
-    if rounds < wanted:
-        raise ConfigError(
-            f"{directory} has finished {rounds} of {wanted} rounds; go on with: fedrec resume {directory}"
-        )
+    final_state(directory, RunFolder(directory).config())
     _run(directory, "local", as_json, again=True)
 
 
@@ -187,6 +181,7 @@ def doctor() -> None:
 
 
 def _run(directory: Path, runtime: str, as_json: bool, again: bool = False) -> None:
+    from fedrec.recommend import final_state
     from fedrec.report.tables import metric_table
     from fedrec.run_folder import RunFolder
     from fedrec.simulation import run_simulation
@@ -199,6 +194,7 @@ def _run(directory: Path, runtime: str, as_json: bool, again: bool = False) -> N
         except KeyboardInterrupt:
             _say(f"interrupted; go on with: fedrec resume {directory}")
             raise typer.Exit(1) from None
+    final_state(directory, folder.config())
     result = folder.result()
     if as_json:
         typer.echo(json.dumps(result, sort_keys=True))

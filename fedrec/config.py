@@ -50,10 +50,11 @@ class DataConfig(_Table):
 
 
 class FederatedConfig(_Table):
-    """[federated]: how many nodes and rounds, and how long a round may take."""
+    """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time."""
 
     num_nodes: Count = 2
     num_rounds: Count = 10
+    min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
 
 
@@ -61,7 +62,7 @@ class PrivacyConfig(_Table):
     """[privacy]: the plan to calibrate; no such table means no privacy."""
 
     target_epsilon: Positive | None = None
-    noise_multiplier: Positive | None = None
+    noise_multiplier: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clipping_norm: Positive = 1.0
     sampling_probability: Probability = 1.0
@@ -119,6 +120,21 @@ class Config(_Table):
     privacy: PrivacyConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _nodes_hold_enough_users(self) -> Config:
+        """Refuse small nodes by public numbers: a refusal that looked at real users would itself tell who is there."""
+        if self.federated.min_nodes > self.federated.num_nodes:
+            raise ValueError(f"federated.min_nodes={self.federated.min_nodes} is more than num_nodes; lower it")
+        if self.privacy is not None:
+            declared = self.privacy.population_size // self.federated.num_nodes
+            if declared < self.privacy.min_users_per_node:
+                raise ValueError(
+                    f"privacy.population_size / federated.num_nodes = {declared} users a node, "
+                    f"privacy.min_users_per_node={self.privacy.min_users_per_node}: a sum over fewer would show the "
+                    "server too much; put more users on each node"
+                )
+        return self
 
     @model_validator(mode="after")
     def _model_has_a_name(self) -> Config:

@@ -17,6 +17,7 @@ from fedrec.errors import ConfigError
 from fedrec.evaluation.nodes import masked_scores, users_per_batch
 from fedrec.evaluation.ranking import top_items
 from fedrec.federated.checkpoint import read_checkpoint
+from fedrec.models.protocol import ServerState
 from fedrec.run_folder import RunFolder
 
 
@@ -39,7 +40,7 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
     config = folder.config()
     config_json = config.to_json()
     wanted = _wanted(config_json, users)
-    state = read_checkpoint(folder.checkpoint / "server.safetensors").state
+    state = final_state(run, config)
     num_nodes = config.federated.num_nodes
     written = 0
     try:
@@ -51,6 +52,23 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
     except OSError as error:
         raise ConfigError(f"--to {to} can't be written ({error}); give a path in a folder you may write") from error
     return written
+
+
+def final_state(run: Path, config: Config) -> ServerState:
+    """Read the final state of a finished run.
+
+    Raises:
+        ConfigError: where rounds are missing, or the config was changed after the run.
+    """
+    checkpoint = read_checkpoint(RunFolder(run).checkpoint / "server.safetensors")
+    if checkpoint.run_id != assemble.run_id(config):
+        raise ConfigError(f"{run}/config.toml is not what the run was made with; restore it, or simulate again")
+    if checkpoint.round < config.federated.num_rounds:
+        raise ConfigError(
+            f"{run} has finished {checkpoint.round} of {config.federated.num_rounds} rounds; "
+            f"go on with: fedrec resume {run}"
+        )
+    return checkpoint.state
 
 
 def _tables(

@@ -65,6 +65,21 @@ class RunFolder:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is damaged ({error}); restore it or start a new run") from error
 
+    def check_data(self, fingerprint: str) -> None:
+        """Remember the data that the run was begun with, and refuse to go on with other data.
+
+        Raises:
+            DataError: where the data has changed since.
+        """
+        file = self.path / "data_fingerprint"
+        if not file.exists():
+            replace_file(file, fingerprint.encode())
+        elif (known := file.read_text(encoding="utf-8")) != fingerprint:
+            raise DataError(
+                f"the data has fingerprint {fingerprint}, {self.path} was begun with {known}; "
+                "bring the same data back, or start a new run"
+            )
+
     def rounds(self) -> list[dict[str, Any]]:
         """Read `rounds.jsonl`; a torn last line, left by a crash, is not there yet.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fedrec.run_folder import RunFolder
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 
+REPORTED = ("partition", "cohort_size", "num_clipped", "num_zeroed")
 Spec = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -36,7 +38,7 @@ class Reply:
     """A reply that passed all checks: tensors as expected, and the node's numbers."""
 
     tensors: dict[str, torch.Tensor]
-    report: Mapping[str, Any]
+    report: Mapping[str, int]
     num_bytes: int
 
 
@@ -52,6 +54,7 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
     folder.create(config)
     data = assemble.dataset(config.to_json())
     plan = assemble.plan_of(config)
+    folder.check_data(data.interactions.fingerprint())
     coordinator = Coordinator(
         assemble.model_of(config),
         data.catalogue,
@@ -59,6 +62,7 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         assemble.run_id(config),
         assemble.run_key(config),
         plan,
+        assemble.noise_key(config),
     )
     try:
         session = Session(grid, config, coordinator, folder)
@@ -110,12 +114,12 @@ class Session:
         coordinator = self.coordinator
         coordinator.begin(round_number)
         totals = coordinator.model.totals(coordinator.shared)
-        replies, sent = self._exchange("train", round_number, {}, _spec(totals))
+        max_norm = (
+            math.inf if coordinator.plan is None else coordinator.plan.population_size * coordinator.clipping_norm
+        )
+        replies, sent = self._exchange("train", round_number, {}, _spec(totals), max_norm)
         sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
-        diagnostics = {
-            name: int(sum(reply.report.get(name, 0) for reply in replies))
-            for name in ("cohort_size", "num_clipped", "num_zeroed")
-        }
+        diagnostics = {name: sum(reply.report[name] for reply in replies) for name in REPORTED if name != "partition"}
         coordinator.aggregate(round_number, sums, diagnostics["cohort_size"])
         ledger = coordinator.ledger
         line = {
@@ -156,7 +160,9 @@ class Session:
                 counts[name] += values.numpy()
         return counts
 
-    def _exchange(self, kind: str, round_number: int, extra: Mapping[str, str], spec: Spec) -> tuple[list[Reply], int]:
+    def _exchange(
+        self, kind: str, round_number: int, extra: Mapping[str, str], spec: Spec, max_norm: float = math.inf
+    ) -> tuple[list[Reply], int]:
         shared = tensors_to_record(self.coordinator.shared)
         plan = self.coordinator.plan
         order = ConfigRecord(
@@ -180,20 +186,26 @@ class Session:
             try:
                 if node in good or node not in nodes:
                     raise ProtocolError("a second reply, or one nobody asked for")
-                good[node] = _check(answer, kind, round_number, spec)
+                reply = _check(answer, round_number, spec, max_norm)
+                if reply.report["partition"] in {known.report["partition"] for known in good.values()}:
+                    raise ProtocolError(f"partition {reply.report['partition']} has answered already")
+                good[node] = reply
             except ProtocolError as error:
                 reasons.append(f"node {node}: {error}")
                 _LOG.warning("%s round %d: left out %s", kind, round_number, reasons[-1])
-        if not good:
+        if len(good) < self.config.federated.min_nodes:
             found = "; ".join(reasons) or f"no reply within {self.config.federated.round_deadline_seconds} s"
-            raise ProtocolError(f"no node answered the {kind} message of round {round_number}: {found}")
+            raise ProtocolError(
+                f"{len(good)} of {len(nodes)} nodes answered the {kind} message of round {round_number}, "
+                f"federated.min_nodes={self.config.federated.min_nodes}: {found}"
+            )
         if len(good) < len(nodes):
             _LOG.warning("%s round %d: %d of %d nodes took part", kind, round_number, len(good), len(nodes))
         # Node ids are random in some runtimes; adding up in the order of the partitions makes sums reproducible.
-        return sorted(good.values(), key=lambda reply: reply.report.get("partition", 0)), _num_bytes(shared)
+        return sorted(good.values(), key=lambda reply: reply.report["partition"]), _num_bytes(shared)
 
 
-def _check(answer: Message, kind: str, round_number: int, spec: Spec) -> Reply:
+def _check(answer: Message, round_number: int, spec: Spec, max_norm: float) -> Reply:
     """Check a reply in full before anything of it is used."""
     if answer.has_error():
         raise ProtocolError(answer.error.reason)
@@ -203,11 +215,24 @@ def _check(answer: Message, kind: str, round_number: int, spec: Spec) -> Reply:
         raise ProtocolError(f"the reply holds {sorted(content)}, it must hold arrays 'values' and metrics 'report'")
     if report.get("round") != round_number:
         raise ProtocolError(f"the reply is for round {report.get('round')!r}, this is round {round_number}")
+    numbers = {name: _count(name, report.get(name, 0)) for name in REPORTED}
     tensors = record_to_tensors(arrays, spec)
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ProtocolError(f"{', '.join(broken)} hold NaN or infinite values; sums must be finite")
-    return Reply(tensors, dict(report), _num_bytes(arrays))
+    norm = math.sqrt(sum(float(tensor.to(torch.float64).square().sum()) for tensor in tensors.values()))
+    if norm > max_norm:
+        raise ProtocolError(
+            f"the sum has norm {norm:.3g}, all users together can reach {max_norm:.3g}; it is not theirs"
+        )
+    return Reply(tensors, numbers, _num_bytes(arrays))
+
+
+def _count(name: str, value: object) -> int:
+    """Check a number that a node reports about itself."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+        raise ProtocolError(f"report {name}={str(value)[:40]} is not a whole number from 0; the peer runs other code")
+    return value
 
 
 def _spec(tensors: Mapping[str, torch.Tensor]) -> Spec:

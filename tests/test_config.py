@@ -23,7 +23,7 @@ def test_committed_config_loads_and_survives_the_round_trip(path: Path) -> None:
 
 def test_resolved_config_names_every_default_of_the_model() -> None:
     assert build(MINIMAL, "c").model["dim"] == 32
-    private = build({**MINIMAL, "privacy": {"target_epsilon": 1.0, "population_size": 10}}, "c")
+    private = build({**MINIMAL, "privacy": {"target_epsilon": 1.0, "population_size": 100}}, "c")
     assert "item_share" in private.model, "a privacy table builds the bounded form"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,7 @@ class DeviceStore:
         """Open or make the store."""
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            os.chmod(folder, 0o700)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ProtocolError(
                 f"private store {folder} can't be made ({error}); give a folder you may write"
@@ -52,12 +50,16 @@ class DeviceStore:
             plan_digest: digest of the plan that the server announced; the first one of a run is pinned.
             round_number: from 1.
             shared: the shared parameters as broadcast; a round asked for again must bring the same.
-            max_rounds: how many rounds the plan allows.
+            max_rounds: how many rounds the plan allows; counted for each run.
 
         Raises:
             PrivacyError: where the plan changed within the run, more rounds are asked for than the plan allows, or a
                 round that was answered is asked for again with other parameters.
         """
+        if not 1 <= round_number <= max_rounds:
+            raise PrivacyError(
+                f"run {run_id} asks for round {round_number}, its plan allows {max_rounds} rounds; this node refuses"
+            )
         record = self._read_record()
         run = record.setdefault(run_id, {"plan": plan_digest, "rounds": {}})
         if run["plan"] != plan_digest:
@@ -74,11 +76,6 @@ class DeviceStore:
             )
         if known is not None:
             return
-        if len(run["rounds"]) >= max_rounds:
-            raise PrivacyError(
-                f"run {run_id} asks for round {round_number} after {len(run['rounds'])} rounds, "
-                f"its plan allows {max_rounds}; this node refuses"
-            )
         run["rounds"][str(round_number)] = asked
         replace_file(self._folder / "participation.json", json.dumps(record, sort_keys=True).encode(), _PRIVATE)
 
@@ -109,7 +106,9 @@ class DeviceStore:
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not all(isinstance(run["plan"], str) and isinstance(run["rounds"], dict) for run in record.values()):
+                raise ValueError("a run has no plan or rounds")
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise PrivacyError(
                 f"participation record {path} is damaged ({error}); restore it from a backup: without it "
                 "this node can't know what it has spent and takes no part"

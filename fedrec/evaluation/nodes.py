@@ -64,6 +64,8 @@ def evaluate_users(
         if sampled is not None:
             key, keys = sampled
             met = _met(split, batch)
+            if allowed is not None:
+                met = met | ~allowed.cpu()
             for draw in range(SAMPLED_DRAWS):
                 negatives = draw_negatives(met, keys[batch.rows], key.fold("sampled_99", draw))
                 add_sampled(counts, sampled_ranks(masked, targets, negatives), cut)

@@ -29,13 +29,26 @@ class Targets:
 
     @classmethod
     def of(cls, held_out: Interactions, rows: np.ndarray) -> Targets:
-        """Gather the held-out items of some users; rows as in `held_out.users`."""
+        """Gather the distinct held-out items of some users; rows as in `held_out.users`."""
         lengths = held_out.lengths[rows]
         positions = np.arange(int(lengths.max(initial=1)))
         mask = positions < lengths[:, None]
         index = np.where(mask, held_out.indptr[rows][:, None] + positions, 0)
         items = np.where(mask, held_out.items[index], 0) if len(held_out) else np.zeros(mask.shape, dtype=np.int64)
+        if mask.shape[1] > 1:
+            mask = mask & _first_of_its_kind(np.where(mask, items, -1 - positions))
         return cls(torch.from_numpy(items), torch.from_numpy(mask))
+
+
+def _first_of_its_kind(values: np.ndarray) -> np.ndarray:
+    """Return (B, T) bool: True where a value stands for the first time in its row."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=1)
+    new = np.ones_like(order, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.empty_like(new)
+    np.put_along_axis(first, order, new, axis=1)
+    return first
 
 
 def mask_scores(scores: Tensor, seen: Tensor, seen_mask: Tensor, candidates: Tensor | None = None) -> Tensor:

@@ -36,15 +36,32 @@ class Coordinator:
     """
 
     def __init__(
-        self, model: FederatedModel, catalogue: Catalogue, folder: Path, run_id: str, key: Key, plan: PrivacyPlan | None
+        self,
+        model: FederatedModel,
+        catalogue: Catalogue,
+        folder: Path,
+        run_id: str,
+        key: Key,
+        plan: PrivacyPlan | None,
+        noise_key: Key | None = None,
     ) -> None:
         """Start a run in `folder`, or go on with the one that is there.
+
+        Args:
+            model: the model.
+            catalogue: public items.
+            folder: of checkpoint and ledger.
+            run_id: which run this is.
+            key: what the initial state is drawn from.
+            plan: None without privacy.
+            noise_key: what noise is drawn from; no two runs whose sums differ may share it. `key` where None.
 
         Raises:
             ProtocolError: where the checkpoint is damaged or of another run.
             PrivacyError: where the ledger is damaged, shorter than the checkpoint knows it, or of another plan.
         """
-        self.model, self.plan, self.run_id, self._key = model, plan, run_id, key
+        self.model, self.plan, self.run_id = model, plan, run_id
+        self._noise_key = key if noise_key is None else noise_key
         self._path = folder / "server.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
@@ -60,7 +77,11 @@ class Coordinator:
         if plan is not None:
             position = self.checkpoint.ledger_position
             self.ledger = Ledger(folder / "ledger.jsonl", plan, run_id, at_least=position)
-            self._record_published()
+            try:
+                self._record_published()
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Let go of the ledger, so that another coordinator can go on."""
@@ -120,12 +141,12 @@ class Coordinator:
     def _release(self, total: BoundedSum, round_number: int, num_users: int) -> tuple[Release, str]:
         if self.plan is None:
             return publish_exact(total, float(max(num_users, 1))), ""
-        released = release(total, self.plan, round_number, self._key)
+        released = release(total, self.plan, round_number, self._noise_key)
         return released, released.digest()
 
     def _attempt(self, round_number: int) -> int:
         """Number the attempt: a simulation repeats the same one, a deployment closes what never published."""
-        if self.ledger is None or not self._key.from_system:
+        if self.ledger is None or not self._noise_key.from_system:
             return 1
         for attempt in self.ledger.open_attempts(round_number):
             self.ledger.closed(round_number, attempt)

@@ -25,7 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class AlsConfig(BaseModel):
     """Settings of `als`; the defaults are those of iALS on data of MovieLens' size."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dim: Annotated[int, Field(ge=1, le=1024)] = 32
     unobserved_weight: Annotated[float, Field(gt=0)] = 0.3

@@ -50,7 +50,7 @@ def _finite_rows(values: Tensor) -> Tensor:
     return torch.isfinite(values).flatten(start_dim=1).all(dim=1)
 
 
-def _coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the values of equal ids within each row; (B, m) ids and (B, m, ...) values keep their shapes."""
     ids, order = torch.sort(ids, dim=1, stable=True)
     duplicated = bool((ids[:, 1:] == ids[:, :-1]).any())
@@ -65,6 +65,20 @@ def _coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     new_values = torch.zeros_like(values)
     new_values.scatter_add_(1, slot.reshape(order.shape[:2] + (1,) * (values.ndim - 2)).expand_as(values), values)
     return new_ids, new_values
+
+
+def distinct_items(items: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each user's items once, whatever the history repeats.
+
+    Args:
+        items: (B, L) int64.
+        mask: (B, L) bool.
+
+    Returns:
+        (B, L) int64 ids and (B, L) float64: 1 for an item met, 0 where padded.
+    """
+    ids, counts = coalesce(items, mask.to(torch.float64))
+    return ids, (counts > 0).to(torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +106,7 @@ class RowSparse:
     """Some rows of a table: row `ids[u, j]` gets `values[u, j]`; `total` is (num_rows, d).
 
     Args:
-        ids: (B, m) int64 rows; padding has values of zero (any id).
+        ids: (B, m) int64 rows; padding has values of zero (id 0).
         values: (B, m, d).
     """
 
@@ -105,7 +119,7 @@ class RowSparse:
 
     @cached_property
     def _coalesced(self) -> tuple[Tensor, Tensor]:
-        return _coalesce(self.ids, self.values.to(torch.float64))
+        return coalesce(self.ids, self.values.to(torch.float64))
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms after summing duplicate ids."""
@@ -123,7 +137,7 @@ class RowOuter:
     """Rows of a table that are all multiples of one vector: row `ids[u, j]` gets `weights[u, j] * vectors[u]`.
 
     Args:
-        ids: (B, m) int64 rows; padding has weight zero (any id).
+        ids: (B, m) int64 rows; padding has weight zero (id 0).
         weights: (B, m).
         vectors: (B, d).
     """
@@ -138,7 +152,7 @@ class RowOuter:
 
     @cached_property
     def _coalesced(self) -> tuple[Tensor, Tensor]:
-        return _coalesce(self.ids, self.weights.to(torch.float64))
+        return coalesce(self.ids, self.weights.to(torch.float64))
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids."""
@@ -180,7 +194,7 @@ class RowMoments(_Unbounded):
     The sum is (num_rows, d (d + 1) / 2), the upper triangle row by row.
 
     Args:
-        ids: (B, m) int64 rows; padding has weight zero (any id).
+        ids: (B, m) int64 rows; padding has weight zero (id 0).
         weights: (B, m).
         vectors: (B, d).
     """
@@ -205,7 +219,7 @@ class PairCounts(_Unbounded):
     """Co-occurrence of rows, for runs without privacy: (i, j) gets `weights[u, i] * weights[u, j]`.
 
     Args:
-        ids: (B, m) int64 rows; padding has weight zero (any id).
+        ids: (B, m) int64 rows; padding has weight zero (id 0).
         weights: (B, m).
     """
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.models.als import Als, AlsConfig, from_triangle
-from fedrec.models.blocks import Contributions, Dense, RowOuter
+from fedrec.models.blocks import Contributions, Dense, RowOuter, distinct_items
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -25,11 +25,20 @@ class BoundedAlsConfig(AlsConfig):
     min_gram_eigenvalue: Annotated[float, Field(gt=0)] = 1e-3
     shrinkage: bool = True
 
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> BoundedAlsConfig:
+        if self.item_share + self.gram_share >= 1:
+            total = self.item_share + self.gram_share
+            raise ValueError(
+                f"model.item_share + model.gram_share = {total:g} leaves nothing for the counts; keep it below 1"
+            )
+        return self
+
 
 class BoundedAls(Als):
     """Implicit ALS with contributions of norm exactly `clipping_norm`, in three jointly bounded blocks.
 
-    With p^ = p_u / |p_u| and omega_ui = 1 / sqrt(|S_u|), a user adds
+    With p^ = p_u / |p_u|, S_u the distinct items of the user and omega_ui = 1 / sqrt(|S_u|), a user adds
 
         items   beta  omega_ui p^              for i in S_u      norm beta
         gram    gamma (p^_i p^_i, sqrt(2) p^_i p^_j for i < j)   norm gamma
@@ -79,13 +88,14 @@ class BoundedAls(Als):
         norms = vectors.norm(dim=1, keepdim=True)
         unit = torch.where(norms > 0, vectors / norms.clamp(min=1e-300), 0.0 * vectors)
         present = (norms > 0).to(torch.float64)
-        omega = users.mask.to(torch.float64) / users.lengths.clamp(min=1).to(torch.float64).sqrt()[:, None]
+        items, met = distinct_items(users.items, users.mask)
+        omega = met / met.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
         upper = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
         factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
         return {
-            "items": RowOuter(users.items, scales["items"] * omega, unit),
+            "items": RowOuter(items, scales["items"] * omega, unit),
             "gram": Dense(scales["gram"] * factor * unit[:, upper[0]] * unit[:, upper[1]]),
-            "counts": RowOuter(users.items, scales["counts"] * omega, present),
+            "counts": RowOuter(items, scales["counts"] * omega, present),
         }
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:

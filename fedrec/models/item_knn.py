@@ -19,7 +19,7 @@ from fedrec.randomness import Key
 class ItemKnnConfig(BaseModel):
     """Settings of `item_knn`: neighbours kept for each item, and the shrinkage of similarities of rare items."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     num_neighbors: Annotated[int, Field(ge=1)] = 10
     shrinkage: Annotated[float, Field(ge=0)] = 0.0

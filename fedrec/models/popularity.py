@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
-from fedrec.models.blocks import Contributions, RowOuter
+from fedrec.models.blocks import Contributions, RowOuter, distinct_items
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -52,11 +52,11 @@ class Popularity:
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return each user's weights on the items met."""
-        weights = users.mask.to(torch.float64)
+        items, weights = distinct_items(users.items, users.mask)
         if self.clipping_norm is not None:
-            weights = weights * (self.clipping_norm / users.lengths.clamp(min=1).to(torch.float64).sqrt()[:, None])
+            weights = weights * (self.clipping_norm / weights.sum(dim=1, keepdim=True).clamp(min=1).sqrt())
         one = torch.ones(users.num_users, 1, dtype=torch.float64, device=weights.device)
-        return {"counts": RowOuter(users.items, weights, one)}
+        return {"counts": RowOuter(items, weights, one)}
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Take the released counts as they are."""

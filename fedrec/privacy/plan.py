@@ -227,8 +227,9 @@ class PrivacyPlan:
         return (
             f"Everything outside a user's own device is (epsilon = {_round_up(self.epsilon)}, delta = {self.delta:g})"
             f"-differentially private (unit: {self.unit}, adjacency: {self.neighboring_relation}, trust model: "
-            f"{self.trust_model}, accountant: {self.accountant}), excluding hyper-parameter selection; metrics and "
-            "diagnostics logged by a simulation are not covered."
+            f"{self.trust_model}, accountant: {self.accountant}), excluding hyper-parameter selection; the list of "
+            "items is taken as public; metrics and diagnostics logged by a simulation are not covered, and its noise "
+            "holds only against those who do not know its seed."
         )
 
     def describe(self) -> str:

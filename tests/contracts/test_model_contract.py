@@ -133,9 +133,9 @@ def test_scores_of_a_user_do_not_depend_on_who_is_in_the_batch(name: str) -> Non
 @pytest.mark.parametrize("name", BOUNDED)
 def test_contribution_norm_is_the_clipping_norm_or_zero(name: str) -> None:
     model, clipping_norm = model_of(name)
-    interactions = random_world(30, 20)
+    repeats = make([(user, item % 3) for user in range(4) for item in range(5 * user)], 4, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
-    for batch in user_batches(interactions):
+    for batch in [*user_batches(random_world(30, 20)), *user_batches(repeats)]:
         state = model.fit_users(shared, batch, ranking=False)
         blocks = model.contribute(shared, state, batch, Key.from_seed(1))
         norms = torch.stack([block.squared_norms() for block in blocks.values()]).sum(dim=0).sqrt()

@@ -36,16 +36,18 @@ def test_record_survives_a_restart_and_pins_the_plan(tmp_path: Path) -> None:
     again = DeviceStore(tmp_path / "s")
     with pytest.raises(PrivacyError, match="pinned plan"):
         again.take_part("run", "another", 1, SHARED, max_rounds=9)
-    with pytest.raises(PrivacyError, match="refuses"):
-        again.take_part("run", "plan", 2, SHARED, max_rounds=1)
+    for number in (2, 0, -5, 10**9):
+        with pytest.raises(PrivacyError, match="refuses"):
+            again.take_part("run", "plan", number, SHARED, max_rounds=1)
 
 
 def test_damaged_record_stops_participation(tmp_path: Path) -> None:
     store = DeviceStore(tmp_path / "s")
     store.take_part("run", "plan", 1, SHARED, max_rounds=2)
-    (tmp_path / "s" / "participation.json").write_text('{"run": ')
-    with pytest.raises(PrivacyError, match="damaged"):
-        store.take_part("run", "plan", 1, SHARED, max_rounds=2)
+    for text in ('{"run": ', "[]", '""', '{"run": 3}', '{"run": {}}', '{"run": {"plan": "plan", "rounds": [1]}}'):
+        (tmp_path / "s" / "participation.json").write_text(text)
+        with pytest.raises(PrivacyError, match="damaged"):
+            store.take_part("run", "plan", 1, SHARED, max_rounds=2)
 
 
 def test_private_state_is_for_its_owner_only_and_comes_back(tmp_path: Path) -> None:

@@ -141,3 +141,38 @@ def test_damaged_ledger_is_refused_naming_the_line(fedrec: Fedrec, private_confi
     ledger.write_text("".join([*lines[:2], lines[2].replace("1", "2", 1), *lines[3:]]))
     outcome = fedrec("resume", tmp_path / "run")
     assert outcome.code == 2 and "line 3" in outcome.err
+
+
+def test_changed_data_or_config_is_not_gone_on_with(
+    fedrec: Fedrec, private_config_file: Path, data_file: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(data_file.read_bytes())
+    run = tmp_path / "run"
+    fedrec("simulate", private_config_file, "--out", run, "--set", f"data.path={copy}")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("recency_weight = 5.0", "recency_weight = 6.0"))
+    for command in (("resume", run), ("evaluate", run), ("recommend", "--run", run, "--all", "--to", tmp_path / "r")):
+        outcome = fedrec(*command)
+        assert outcome.code == 2 and "not what the run was made with" in outcome.err, outcome.err
+    (run / "config.toml").write_text(config)
+    (run / "result.json").unlink()
+    copy.write_bytes(data_file.read_bytes() + b"someone,i0000,5\n")
+    from fedrec import assemble
+
+    assemble.dataset.cache_clear()
+    assemble.whole_split.cache_clear()
+    outcome = fedrec("resume", run)
+    assert outcome.code == 2 and "fingerprint" in outcome.err, outcome.err
+
+
+def test_lists_of_an_unfinished_run_are_refused(
+    fedrec: Fedrec, private_config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, coordinator, "write_checkpoint", 2, before=False)
+        from fedrec.cli import main
+
+        main(["simulate", str(private_config_file), "--out", str(tmp_path / "run")])
+    outcome = fedrec("recommend", "--run", tmp_path / "run", "--all", "--to", tmp_path / "r.parquet")
+    assert outcome.code == 2 and "2 of 4 rounds" in outcome.err

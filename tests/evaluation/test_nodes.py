@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
-from fedrec.data.splits import leave_one_out
+from fedrec.data.splits import cold_items, leave_one_out
 from fedrec.evaluation import nodes
 from fedrec.evaluation.counts import Cutoffs
 from fedrec.models.popularity import Popularity, PopularityConfig
@@ -74,6 +74,24 @@ def test_sampled_negatives_leave_out_every_item_the_user_ever_meets(monkeypatch:
     shared = model.init(Catalogue(INTERACTIONS.item_ids), Key.from_seed(0)).shared
     nodes.evaluate_users(model, shared, SPLIT, "test", Cutoffs(), sampled=(Key.from_seed(0), keys))
     assert met == {user: set(own(user)) for user in range(40) if len(own(user)) >= 3}
+
+
+def test_sampled_negatives_are_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = cold_items(INTERACTIONS, Key.from_seed(0), share=0.3)
+    assert split.candidates is not None
+    masks = []
+    original = nodes.draw_negatives
+
+    def recording(mask: Tensor, batch_keys: np.ndarray, key: Key) -> Tensor:
+        masks.append(mask)
+        return original(mask, batch_keys, key)
+
+    monkeypatch.setattr(nodes, "draw_negatives", recording)
+    model = Recording()
+    shared = model.init(Catalogue(INTERACTIONS.item_ids), Key.from_seed(0)).shared
+    keys = user_keys(INTERACTIONS.user_ids.ids)
+    nodes.evaluate_users(model, shared, split, "test", Cutoffs(), sampled=(Key.from_seed(0), keys))
+    assert masks and all(bool(mask[:, ~split.candidates].all()) for mask in masks)
 
 
 def test_constant_scorer_gets_less_than_one_in_a_thousand() -> None:

@@ -15,7 +15,7 @@ from fedrec.evaluation.ranking import Targets, draw_negatives, mask_scores, samp
 from fedrec.models.registry import build_model
 from fedrec.randomness import Key, user_keys
 from tests.training import train
-from tests.worlds import checkerboard
+from tests.worlds import checkerboard, make
 
 NAN, INF = math.nan, math.inf
 
@@ -61,6 +61,12 @@ def test_several_targets_share_the_ideal() -> None:
     assert found["ndcg@2"] == pytest.approx(1 / (1 + 1 / math.log2(3)))
     assert found["recall@3"] == 1 and found["hr@2"] == 1
     assert metrics([[0.9, 0.8, 0.7, 0.6]], [0, 1, 3])["recall@3"] == pytest.approx(2 / 3)
+
+
+def test_item_held_out_twice_is_one_target() -> None:
+    held_out = make([(0, 3), (0, 1), (0, 3), (1, 2)], 2, 4)
+    found = Targets.of(held_out, np.array([0, 1]))
+    assert [items[mask].tolist() for items, mask in zip(found.items, found.mask, strict=True)] == [[3, 1], [2]]
 
 
 def test_mean_is_over_users() -> None:

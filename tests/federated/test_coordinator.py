@@ -14,6 +14,7 @@ from fedrec.federated.checkpoint import read_checkpoint
 from fedrec.federated.coordinator import Coordinator
 from fedrec.models.registry import build_model
 from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.mechanism import release
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key
 from tests.worlds import random_world
@@ -146,3 +147,17 @@ def test_without_a_plan_there_is_no_ledger_and_the_mean_is_over_those_who_came(t
     assert released.divisor == 7.0 and digest == "" and set(released.noise_std.values()) == {0.0}
     server.begin(1)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_model_is_moved_by_the_release_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = coordinator(tmp_path, Key.from_seed(0))
+    expected = release(zeros(server), PLAN, 1, Key.from_seed(0))
+    seen = []
+    original = server.model.update
+    monkeypatch.setattr(
+        server.model, "update", lambda state, released: (seen.append(released), original(state, released))[1]
+    )
+    server.begin(1)
+    server.aggregate(1, [zeros(server)], num_users=7)
+    assert seen[0].digest() == expected.digest()
+    server.close()

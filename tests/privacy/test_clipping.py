@@ -130,8 +130,8 @@ def per_block_scales(parts: Mapping[str, blocks.Block], clipping_norm: float) ->
 
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., object], User]] = {
-    "no coalescing of rows": (blocks, "_coalesce", lambda ids, values: (ids, values), DUPLICATES),
-    "no coalescing of weights": (blocks, "_coalesce", lambda ids, values: (ids, values), DUPLICATE_WEIGHTS),
+    "no coalescing of rows": (blocks, "coalesce", lambda ids, values: (ids, values), DUPLICATES),
+    "no coalescing of weights": (blocks, "coalesce", lambda ids, values: (ids, values), DUPLICATE_WEIGHTS),
     "each block clipped alone": (clipping, "clip_scales", per_block_scales, FULL_IN_EVERY_BLOCK),
     "no clipping": (clipping, "clip_scales", lambda parts, norm: clip_scales(parts, math.inf), FULL_IN_EVERY_BLOCK),
     "not-a-number times zero": (blocks, "_zero_unused", lambda values, scale: values, NOT_A_NUMBER),

@@ -30,7 +30,11 @@ def values(reply: Message) -> dict[str, torch.Tensor]:
 
 
 def answer(request: Message, tensors: dict[str, torch.Tensor], round_number: object) -> Message:
-    report = MetricRecord({"round": round_number, "partition": 1})  # type: ignore[dict-item]
+    return with_report(request, tensors, {"round": round_number, "partition": 1})
+
+
+def with_report(request: Message, tensors: dict[str, torch.Tensor], numbers: dict[str, object]) -> Message:
+    report = MetricRecord(numbers)  # type: ignore[arg-type]
     return Message(RecordDict({"values": tensors_to_record(tensors), "report": report}), reply_to=request)
 
 
@@ -47,6 +51,13 @@ def poisoned(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], dic
         return tensors
 
     return change
+
+
+def reporting(name: str, value: object) -> Attack:
+    def attack(request: Message, reply: Message) -> Message:
+        return with_report(request, values(reply), {**dict(reply.content["report"]), name: value})
+
+    return attack
 
 
 def crash(request: Message, reply: Message) -> Message:
@@ -79,6 +90,12 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "crash": (crash, "on fire"),
     "no-values": (without_values, "values"),
     "other-record": (config_for_values, "values"),
+    "huge-but-finite": (changed(poisoned("items", 1e60)), "norm"),
+    "list-for-partition": (reporting("partition", [1, 2]), "partition"),
+    "another-partition": (reporting("partition", 0), "partition 0"),
+    "negative-cohort": (reporting("cohort_size", -5), "cohort_size"),
+    "nan-cohort": (reporting("cohort_size", float("nan")), "cohort_size"),
+    "fractional-clipped": (reporting("num_clipped", 0.5), "num_clipped"),
     "truncated": (truncated, "bytes"),
 }
 
@@ -118,8 +135,16 @@ def test_bad_reply_costs_its_node_the_round_and_nothing_else(
 
 
 def test_round_without_any_good_reply_stops_with_the_reasons(private_config_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match=r"no node answered the train message of round 2.*on fire"):
+    with pytest.raises(ProtocolError, match=r"0 of 2 nodes answered the train message of round 2.*on fire"):
         run(private_config_file, tmp_path / "run", crash, nodes=(0, 1))
+
+
+def test_run_that_asks_for_all_nodes_stops_when_one_is_missing(private_config_file: Path, tmp_path: Path) -> None:
+    text = private_config_file.read_text()
+    private_config_file.write_text(text.replace("[federated]", "[federated]\nmin_nodes = 2"))
+    with pytest.raises(ProtocolError, match=r"1 of 2 nodes answered.*min_nodes=2"):
+        run(private_config_file, tmp_path / "run", crash)
+    assert len(RunFolder(tmp_path / "run").rounds()) == 1, "the finished round is kept, and resume goes on from it"
 
 
 def test_divisor_does_not_depend_on_who_dropped_out(private_config_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from flwr.serverapp import ServerApp
 from client.app import app as client_app
 from fedrec import assemble
 from fedrec.config import load
+from fedrec.errors import ConfigError
 from fedrec.flower.local_grid import LocalGrid, run_in_process
 from fedrec.flower.records import tensors_to_record
 
@@ -54,10 +55,14 @@ def test_round_beyond_the_plan_is_refused(private_config_file: Path, tmp_path: P
     assert "its plan allows 4" in ask(private_config_file, tmp_path, lambda order: order.update({"round": 5}))
 
 
-def test_node_of_too_few_users_is_refused(private_config_file: Path, tmp_path: Path) -> None:
+def test_node_does_not_look_at_how_many_users_it_has(private_config_file: Path, tmp_path: Path) -> None:
+    """A refusal that one user's presence decides would move the sum by all others; public numbers decide instead."""
     text = private_config_file.read_text()
-    private_config_file.write_text(text.replace("[privacy]", "[privacy]\nmin_users_per_node = 41"))
-    assert "min_users_per_node=41" in ask(private_config_file, tmp_path, lambda order: None)
+    private_config_file.write_text(text.replace("[privacy]", "[privacy]\nmin_users_per_node = 50"))
+    assert ask(private_config_file, tmp_path, lambda order: None) == "", "40 users here, 100 / 2 = 50 declared"
+    private_config_file.write_text(text.replace("[privacy]", "[privacy]\nmin_users_per_node = 51"))
+    with pytest.raises(ConfigError, match="min_users_per_node=51"):
+        load(private_config_file)
 
 
 @pytest.mark.parametrize("phase", ["train", "", "Test"])
@@ -68,7 +73,5 @@ def test_unknown_phase_is_refused(config_file: Path, tmp_path: Path, phase: str)
 
 
 def test_run_that_is_no_simulation_is_refused(config_file: Path) -> None:
-    from fedrec.errors import ConfigError
-
     with pytest.raises(ConfigError, match="simulations only"):
         assemble.config_of_run({"config": str(config_file)})

@@ -81,3 +81,42 @@ def test_second_reply_of_a_node_is_not_added_twice(
     again = run(load(private_config_file), tmp_path / "twice")
     assert [line["metrics"] for line in again] == [line["metrics"] for line in once]
     assert [line["diagnostics"] for line in again] == [line["diagnostics"] for line in once]
+
+
+def test_intention_is_on_disk_before_any_node_is_asked(
+    private_config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "run" / "checkpoint" / "ledger.jsonl"
+    asked = []
+    original = client.app.sum_contributions
+
+    def recording(*arguments: object, **options: object) -> object:
+        asked.append(ledger.read_text().count('"kind":"intend"'))
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client.app, "sum_contributions", recording)
+    run(load(private_config_file), tmp_path / "run")
+    assert asked == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_nodes_of_which_nobody_is_drawn_answer_with_zeros(private_config_file: Path, tmp_path: Path) -> None:
+    settings = ["privacy.sampling_probability=1e-9", "federated.num_rounds=1"]
+    config = load(private_config_file, settings)
+    (line,) = run(config, tmp_path / "run")
+    assert line["diagnostics"] == {"cohort_size": 0, "num_clipped": 0, "num_zeroed": 0, "nodes": 2}
+
+
+def test_noise_is_shared_by_runs_whose_sums_are_the_same_and_by_no_others(
+    private_config_file: Path, data_file: Path
+) -> None:
+    def key(*settings: str) -> object:
+        return assemble.noise_key(load(private_config_file, settings))
+
+    same = key()
+    assert key("federated.num_nodes=3") == key("runtime.micro_batch=7") == same
+    others = ("privacy.target_epsilon=4", "model.dim=4", "runtime.seed=1", "evaluation.protocol=temporal")
+    found = [key(setting) for setting in others]
+    fewer = private_config_file.parent / "fewer.csv"
+    fewer.write_text("\n".join(data_file.read_text().splitlines()[:-1]) + "\n")
+    found.append(key(f"data.path={fewer}"))
+    assert len({str(one) for one in [same, *found]}) == len(found) + 1
