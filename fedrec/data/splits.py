@@ -130,7 +130,8 @@ def temporal(
 
     Rows of one second stay together, so the shares are met as nearly as ties allow; unknown times train. Targets are
     the rows after a cut of users with at least one training row and, unless `repeat`, of items that the user meets
-    for the first time. The other rows after the first cut are in no part: training on them would look ahead.
+    for the first time (where repeated pairs were merged before, a pair stands at its latest time, wherever it was met
+    first). The other rows after the first cut are in no part: training on them would look ahead.
 
     Args:
         interactions: with times.
