@@ -180,7 +180,7 @@ def noise_key(config: Config) -> Key:
     Privacy:
         Two runs of one seed whose sums differ must not share their noise: it would cancel in the difference of their
         releases. So the key follows from everything the sums follow from - data, split, model, plan - and from nothing
-        else, so that nodes and runtime do not change a release.
+        else, so that nodes and runtime do not change a release. `Coordinator.aggregate` adds who dropped out.
     """
     plan = plan_of(config)
     table = config.model_dump(mode="json", include={"data", "model", "evaluation"})

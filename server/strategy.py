@@ -120,7 +120,10 @@ class Session:
         replies, sent = self._exchange("train", round_number, {}, _spec(totals), max_norm)
         sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
         diagnostics = {name: sum(reply.report[name] for reply in replies) for name in REPORTED if name != "partition"}
-        coordinator.aggregate(round_number, sums, diagnostics["cohort_size"])
+        num_nodes = self.config.federated.num_nodes
+        present = {reply.report["partition"] for reply in replies}
+        absent = [f"{partition} of {num_nodes}" for partition in range(num_nodes) if partition not in present]
+        coordinator.aggregate(round_number, sums, diagnostics["cohort_size"], absent)
         ledger = coordinator.ledger
         line = {
             "round": round_number,

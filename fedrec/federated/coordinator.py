@@ -107,21 +107,28 @@ class Coordinator:
         if self.ledger is not None:
             self.ledger.intend(round_number, self._attempt(round_number))
 
-    def aggregate(self, round_number: int, sums: Sequence[BoundedSum], num_users: int) -> None:
+    def aggregate(
+        self, round_number: int, sums: Sequence[BoundedSum], num_users: int, absent: Sequence[str] = ()
+    ) -> None:
         """Add up the nodes' sums, release and move the model; nothing lasts or leaves before `commit`.
 
         Args:
             round_number: the round that `begin` opened.
             sums: one bounded sum a node, of disjoint users.
             num_users: users behind the sums; only used without privacy, where it is the divisor.
+            absent: names of the nodes whose sum is missing, each with the number of nodes in it.
 
         Raises:
             ProtocolError: where the new model is not finite.
+
+        Privacy:
+            Noise follows from who is absent, too: else the release of a run in which a node dropped out, and that of
+            the same run undisturbed, would differ by exactly that node's sum.
         """
         total = BoundedSum(self.model.totals(self.shared), self.clipping_norm)
         for one in sums:
             total.merge(one)
-        released, digest = self._release(total, round_number, num_users)
+        released, digest = self._release(total, round_number, num_users, absent)
         state = self.model.update(self.checkpoint.state, released)
         broken = [name for name, tensor in state.shared.items() if not torch.isfinite(tensor).all()]
         if broken:
@@ -138,10 +145,13 @@ class Coordinator:
         self.checkpoint = self._next
         self._record_published()
 
-    def _release(self, total: BoundedSum, round_number: int, num_users: int) -> tuple[Release, str]:
+    def _release(
+        self, total: BoundedSum, round_number: int, num_users: int, absent: Sequence[str] = ()
+    ) -> tuple[Release, str]:
         if self.plan is None:
             return publish_exact(total, float(max(num_users, 1))), ""
-        released = release(total, self.plan, round_number, self._noise_key)
+        key = self._noise_key.fold("absent", *sorted(absent)) if absent else self._noise_key
+        released = release(total, self.plan, round_number, key)
         return released, released.digest()
 
     def _attempt(self, round_number: int) -> int:

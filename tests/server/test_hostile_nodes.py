@@ -162,3 +162,17 @@ def test_divisor_does_not_depend_on_who_dropped_out(private_config_file: Path, t
         patch.setattr(coordinator, "release", recording)
         run(private_config_file, tmp_path / "run", crash)
     assert divisors == [100.0] * 4, "neither the 80 users nor those who answered"
+
+
+def test_noise_is_not_shared_with_a_run_in_which_a_node_dropped_out(private_config_file: Path, tmp_path: Path) -> None:
+    from fedrec.federated import coordinator
+
+    keys: dict[str, list[object]] = {"whole": [], "dropped": []}
+    original = coordinator.release
+    for name, attack in (("whole", None), ("dropped", crash)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(coordinator, "release", lambda *a, name=name: (keys[name].append(a[3]), original(*a))[1])
+            run(private_config_file, tmp_path / name, attack)
+    assert keys["whole"][0] == keys["dropped"][0], "both nodes answered in round 1"
+    for number in (1, 2, 3):
+        assert keys["whole"][number] != keys["dropped"][number]
