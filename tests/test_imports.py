@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ANYWHERE = {"numpy", "torch", "fedrec.errors", "fedrec.randomness", "fedrec.files", "fedrec"}
+ANYWHERE = {"numpy", "torch", "fedrec.errors", "fedrec.randomness", "fedrec.files", "fedrec.compiled", "fedrec"}
 ROOMS = {
-    "fedrec/data": {"fedrec.data", "pandas", "pyarrow", "pydantic"},
-    "fedrec/models": {"fedrec.models", "fedrec.data", "pydantic"},
+    "fedrec/data": {"fedrec.data", "pandas", "pyarrow", "pydantic", "numba"},
+    "fedrec/models": {"fedrec.models", "fedrec.data", "pydantic", "numba"},
     "fedrec/privacy": {"fedrec.privacy", "opacus", "scipy", "cryptography"},
     "fedrec/federated": {"fedrec.federated", "fedrec.data", "fedrec.models", "fedrec.privacy", "safetensors"},
-    "fedrec/evaluation": {"fedrec.evaluation", "fedrec.data", "fedrec.models"},
+    "fedrec/evaluation": {"fedrec.evaluation", "fedrec.data", "fedrec.models", "numba"},
     "fedrec/device": {"fedrec.device", "fedrec.data", "fedrec.models", "fedrec.evaluation", "safetensors"},
     "fedrec/report": {"fedrec.report", "matplotlib", "jinja2", "markupsafe"},
     "fedrec/flower": {"fedrec.flower", "flwr", "ray"},
