@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 _REFERENCE: ContextVar[bool] = ContextVar("fedrec_reference", default=False)
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Float freedoms that kernels may take (numba's `fastmath`): sums in any order, but NaN and infinity stay what they are."""
+"""Float freedoms of kernels (numba's `fastmath`): sums in any order, but NaN and infinity stay what they are."""
 
 
 def compiled_for(*tensors: Tensor) -> bool:
@@ -59,9 +60,8 @@ def over_rows(kernel: Callable[..., Any], num_rows: int, *args: Any) -> None:
     if num_parts == 1:
         kernel(0, num_rows, *args)
         return
-    parts = list(zip(edges[:-1], edges[1:], strict=True))
     pool = _pool(num_parts, os.getpid())
-    for done in [pool.submit(kernel, start, stop, *args) for start, stop in parts]:
+    for done in [pool.submit(kernel, start, stop, *args) for start, stop in pairwise(edges)]:
         done.result()
 
 
