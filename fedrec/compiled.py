@@ -25,6 +25,9 @@ _REFERENCE: ContextVar[bool] = ContextVar("fedrec_reference", default=False)
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Float freedoms of kernels (numba's `fastmath`): sums in any order, but NaN and infinity stay what they are."""
 
+OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FAST}
+"""What numba is told of every kernel."""
+
 
 def compiled_for(*tensors: Tensor) -> bool:
     """Return whether compiled kernels may work on these tensors: all on the CPU, and not within `reference()`."""
@@ -47,16 +50,19 @@ def reference() -> Iterator[None]:
         _REFERENCE.reset(token)
 
 
-def over_rows(kernel: Callable[..., Any], num_rows: int, *args: Any) -> None:
+def over_rows(kernel: Callable[..., Any], num_rows: int, *args: Any, cost: np.ndarray | None = None) -> None:
     """Call `kernel(start, stop, *args)` for contiguous parts of `range(num_rows)`, one a thread of torch's number.
 
     Args:
         kernel: writes to its own rows of the arrays in `args` only.
         num_rows: how many rows there are.
         args: what every call gets; numpy arrays and numbers.
+        cost: (num_rows + 1,) work before each row, rising from 0; rows of equal cost where None.
     """
     num_parts = max(1, min(torch.get_num_threads(), num_rows))
     edges = np.linspace(0, num_rows, num_parts + 1).astype(np.int64).tolist()
+    if cost is not None:
+        edges[1:-1] = np.searchsorted(cost, np.linspace(0, cost[-1], num_parts + 1)[1:-1]).tolist()
     if num_parts == 1:
         kernel(0, num_rows, *args)
         return

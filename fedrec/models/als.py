@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
-from fedrec.models.blocks import Contributions, Dense, RowMoments, RowOuter
+from fedrec.models.blocks import Contributions, Dense, Entries, RowMoments, RowOuter, SecondMoments, from_moments
+from fedrec.models.least_squares import solve_triangles, solve_users
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -94,43 +95,33 @@ class Als:
         if ranking and self.config.recency_weight and ages is not None:
             recency = torch.exp(-ages.to(items.dtype) / self.config.recency_decay)
             weights = weights * (1 + self.config.recency_weight * recency)
-        history = items[users.items]
-        weighted = history * weights[:, :, None]
         gram = self.config.unobserved_weight * (items.T @ items)
         ridge = self.config.regularization * (
             users.lengths.to(items.dtype) + self.config.unobserved_weight * len(items)
         )
-        matrix = torch.bmm(weighted.transpose(1, 2), history) + gram
-        matrix.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-        return {"vectors": solve_positive(matrix, weighted.sum(dim=1))}
+        return {"vectors": solve_users(items, gram, users.items, weights, ridge)}
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the exact statistics of each user; they have no bounded form."""
         vectors = state["vectors"]
-        ones = users.mask.to(vectors.dtype)
+        entries = Entries(users.items, users.mask.to(vectors.dtype))
         unit = torch.ones(len(vectors), 1, dtype=vectors.dtype, device=vectors.device)
-        upper = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
         return {
-            "items": RowOuter(users.items, ones, vectors),
-            "item_grams": RowMoments(users.items, ones, vectors),
-            "gram": Dense(vectors[:, upper[0]] * vectors[:, upper[1]]),
-            "counts": RowOuter(users.items, ones, unit),
+            "items": RowOuter(entries, vectors),
+            "item_grams": RowMoments(entries, vectors),
+            "gram": SecondMoments(vectors),
+            "counts": RowOuter(entries, unit),
             "users": Dense(unit),
         }
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Solve for all item vectors."""
         blocks = release.blocks
-        num_items, dim = blocks["items"].shape
-        weight, ridge = self.config.unobserved_weight, self.config.regularization
-        scale = ridge * (blocks["counts"][:, 0] + weight * blocks["users"])
-        items = torch.empty_like(server.shared["items"])
-        common = weight * from_triangle(blocks["gram"][None], dim)
-        for start in range(0, num_items, 1024):
-            part = slice(start, start + 1024)
-            matrix = from_triangle(blocks["item_grams"][part].to(torch.float64), dim) + common
-            matrix.diagonal(dim1=1, dim2=2).add_(scale[part, None].clamp(min=1e-12))
-            items[part] = solve_positive(matrix, blocks["items"][part]).to(items.dtype)
+        weight = self.config.unobserved_weight
+        ridge = self.config.regularization * (blocks["counts"][:, 0] + weight * blocks["users"])
+        common = weight * from_moments(blocks["gram"], self.config.dim)
+        items = solve_triangles(blocks["item_grams"], common, ridge.clamp(min=1e-12), blocks["items"])
+        items = items.to(server.shared["items"].dtype)
         return ServerState({**server.shared, "items": items}, server.memory)
 
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
@@ -140,27 +131,3 @@ class Als:
             norms = items.norm(dim=1, keepdim=True)
             items = items / (norms + norms.mean() / 20).clamp(min=1e-12) ** self.config.norm_discount
         return state["vectors"] @ items.T
-
-
-def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve a batch of symmetric positive definite systems by Cholesky.
-
-    Args:
-        matrix: (B, d, d) positive definite.
-        right: (B, d).
-
-    Returns:
-        (B, d); NaN for a system that is not positive definite (clipping then drops that user).
-    """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    solution = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
-    return torch.where((info == 0)[:, None], solution, torch.full_like(solution, torch.nan))
-
-
-def from_triangle(triangle: Tensor, dim: int) -> Tensor:
-    """Turn (B, d (d + 1) / 2) upper triangles into symmetric (B, d, d) matrices."""
-    upper = torch.triu_indices(dim, dim, device=triangle.device)
-    matrix = triangle.new_zeros(len(triangle), dim, dim)
-    matrix[:, upper[0], upper[1]] = triangle
-    matrix[:, upper[1], upper[0]] = triangle
-    return matrix

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.errors import PrivacyError
+from fedrec.compiled import compiled_for, over_rows
+from fedrec.errors import PrivacyError, ProtocolError
+from fedrec.models.coalescing import any_twice, coalesce, highest_row
+from fedrec.models.kernels import rows as kernels
 
 
 class Block(Protocol):
@@ -45,40 +49,17 @@ def _zero_unused(values: Tensor, scale: Tensor) -> Tensor:
     return torch.where(used, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
+def _check_rows(indptr: np.ndarray, total: Tensor) -> None:
+    """Refuse rows that the total does not have: a kernel would write outside of it."""
+    if len(indptr) - 1 > len(total):
+        raise ProtocolError(
+            f"a contribution has row id {len(indptr) - 2}, allowed are 0..{len(total) - 1}; check the data"
+        )
+
+
 def _finite_rows(values: Tensor) -> Tensor:
     """Return (B,) bool for (B, ...) values: True where the whole row is finite."""
     return torch.isfinite(values).flatten(start_dim=1).all(dim=1)
-
-
-def coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the values of equal ids within each row; (B, m) ids and (B, m, ...) values keep their shapes."""
-    ids, order = torch.sort(ids, dim=1, stable=True)
-    duplicated = bool((ids[:, 1:] == ids[:, :-1]).any())
-    order = order.reshape(*order.shape, *([1] * (values.ndim - 2))).expand_as(values)
-    values = torch.gather(values, 1, order)
-    if not duplicated:
-        return ids, values
-    first = torch.ones_like(ids, dtype=torch.bool)
-    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    slot = torch.cumsum(first, dim=1) - 1
-    new_ids = torch.zeros_like(ids).scatter_(1, slot, ids)
-    new_values = torch.zeros_like(values)
-    new_values.scatter_add_(1, slot.reshape(order.shape[:2] + (1,) * (values.ndim - 2)).expand_as(values), values)
-    return new_ids, new_values
-
-
-def distinct_items(items: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each user's items once, whatever the history repeats.
-
-    Args:
-        items: (B, L) int64.
-        mask: (B, L) bool.
-
-    Returns:
-        (B, L) int64 ids and (B, L) float64: 1 for an item met, 0 where padded.
-    """
-    ids, counts = coalesce(items, mask.to(torch.float64))
-    return ids, (counts > 0).to(torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,74 +83,179 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
+class SecondMoments:
+    """The flattened v v' of one vector a user: (v_i v_i, sqrt(2) v_i v_j for i < j), of norm exactly |v|^2.
+
+    The sum is (d (d + 1) / 2,), the upper triangle row by row; `from_moments` turns it back into a matrix.
+
+    Args:
+        vectors: (B, d).
+    """
+
+    vectors: Tensor
+
+    def finite(self) -> Tensor:
+        """Return (B,) bool: every entry of the vector is finite."""
+        return _finite_rows(self.vectors)
+
+    def squared_norms(self) -> Tensor:
+        """Return (B,) float64: |v|^4."""
+        return self.vectors.to(torch.float64).square().sum(dim=1).square()
+
+    def add_to(self, total: Tensor, scale: Tensor) -> None:
+        """Add the scaled moments of all users to `total` (d (d + 1) / 2,)."""
+        vectors = _zero_unused(self.vectors, scale).to(total.dtype)
+        matrix = vectors.T @ (vectors * scale.to(total.dtype)[:, None])
+        upper, factor = _triangle(vectors.shape[1], total)
+        total += matrix[upper[0], upper[1]] * factor
+
+
+def from_moments(moments: Tensor, dim: int) -> Tensor:
+    """Turn a (d (d + 1) / 2,) sum of `SecondMoments` into the symmetric (d, d) sum of v v'."""
+    upper, factor = _triangle(dim, moments)
+    matrix = moments.new_zeros(dim, dim)
+    matrix[upper[0], upper[1]] = moments / factor
+    return matrix + matrix.triu(1).T
+
+
+def _triangle(dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (2, d (d + 1) / 2) indices of the upper triangle, and 1 on the diagonal and sqrt(2) off it."""
+    upper = torch.triu_indices(dim, dim, device=like.device)
+    return upper, torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(like)
+
+
+@dataclass(frozen=True, eq=False)
 class RowSparse:
     """Some rows of a table: row `ids[u, j]` gets `values[u, j]`; `total` is (num_rows, d).
 
     Args:
-        ids: (B, m) int64 rows; padding has values of zero (id 0).
+        ids: (B, m) int64 rows.
         values: (B, m, d).
+        mask: (B, m) bool, the rows that count; all where None. The others are never looked at.
     """
 
     ids: Tensor
     values: Tensor
+    mask: Tensor | None = None
+
+    @cached_property
+    def _coalesced(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids, values and mask of the rows to measure and to add: no id twice for a user."""
+        mask = torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask
+        if compiled_for(self.values) and not any_twice(self.ids, mask):
+            return self.ids, self.values.contiguous(), mask
+        ids, values = coalesce(self.ids, self.values.masked_fill(~mask[:, :, None], 0.0), mask)
+        return ids, values.contiguous(), torch.ones_like(mask)
+
+    @cached_property
+    def _squared_norms(self) -> Tensor:
+        _, values, mask = self._coalesced
+        if not compiled_for(values):
+            return values.to(torch.float64).square().sum(dim=(1, 2))
+        norms = np.empty(len(values))
+        over_rows(kernels.squared_norms, len(values), values.numpy(), mask.numpy(), norms)
+        return torch.from_numpy(norms)
 
     def finite(self) -> Tensor:
         """Return (B,) bool: every value is finite."""
-        return _finite_rows(self.values)
-
-    @cached_property
-    def _coalesced(self) -> tuple[Tensor, Tensor]:
-        return coalesce(self.ids, self.values.to(torch.float64))
+        if self.values.dtype == torch.float32:  # in float64, squares of finite float32 values cannot overflow
+            return torch.isfinite(self._squared_norms)
+        counted = self.values if self.mask is None else self.values.masked_fill(~self.mask[:, :, None], 0.0)
+        return _finite_rows(counted)
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms after summing duplicate ids."""
-        return self._coalesced[1].square().sum(dim=(1, 2))
+        return self._squared_norms
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d)."""
-        ids, values = self._coalesced
-        values = _zero_unused(values, scale) * scale[:, None, None]
+        ids, values, mask = self._coalesced
+        if compiled_for(total, values):
+            highest_row(ids, len(total))
+            arrays = (ids, values, mask, scale.to(total.dtype), total)
+            over_rows(kernels.add_rows, len(total), *(array.numpy() for array in arrays))
+            return
+        values = _zero_unused(values.to(torch.float64), scale) * scale[:, None, None]
         total.index_add_(0, ids.reshape(-1), values.reshape(-1, values.shape[-1]).to(total.dtype))
 
 
 @dataclass(frozen=True, eq=False)
-class RowOuter:
-    """Rows of a table that are all multiples of one vector: row `ids[u, j]` gets `weights[u, j] * vectors[u]`.
+class Entries:
+    """Which rows of a table each user touches and with what weight; blocks over the same rows share the work on them.
 
     Args:
-        ids: (B, m) int64 rows; padding has weight zero (id 0).
-        weights: (B, m).
-        vectors: (B, d).
+        ids: (B, m) int64 rows.
+        weights: (B, m); padding has weight zero.
     """
 
     ids: Tensor
     weights: Tensor
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Return (B,) bool: every weight is finite."""
+        return _finite_rows(self.weights)
+
+    @cached_property
+    def coalesced(self) -> tuple[Tensor, Tensor]:
+        """Return (B, m) ids and (B, m) float64 weights, the weights of equal rows summed."""
+        ids, weights = coalesce(self.ids, self.weights, self.weights != 0)
+        return ids, weights.to(torch.float64)
+
+    @cached_property
+    def grouped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the coalesced entries by row: where each row starts, and the user and weight of each; on the CPU."""
+        ids, weights = self.coalesced
+        num = int((weights != 0).sum())
+        indptr = np.zeros(highest_row(ids) + 2, dtype=np.int64)
+        users, grouped = np.empty(num, dtype=np.int64), np.empty(num)
+        kernels.group(ids.numpy(), weights.numpy(), indptr, users, grouped)
+        return indptr, users, grouped
+
+    def matrix(self, num_rows: int, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the scaled coalesced weights as a sparse (num_rows, B) matrix; users of scale 0 have no entry."""
+        ids, weights = self.coalesced
+        weights = _zero_unused(weights, scale) * scale[:, None]
+        users = torch.arange(len(weights), device=weights.device)[:, None].expand_as(weights)
+        used = weights != 0
+        return torch.sparse_coo_tensor(
+            torch.stack([ids[used], users[used]]),
+            weights[used].to(dtype),
+            (num_rows, len(weights)),
+            check_invariants=False,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RowOuter:
+    """Rows of a table that are all multiples of one vector: row i gets weight(u, i) x `vectors[u]`.
+
+    Args:
+        entries: the rows and weights.
+        vectors: (B, d).
+    """
+
+    entries: Entries
     vectors: Tensor
 
     def finite(self) -> Tensor:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
-        return _finite_rows(self.weights) & _finite_rows(self.vectors)
-
-    @cached_property
-    def _coalesced(self) -> tuple[Tensor, Tensor]:
-        return coalesce(self.ids, self.weights.to(torch.float64))
+        return self.entries.finite & _finite_rows(self.vectors)
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids."""
-        return self._coalesced[1].square().sum(dim=1) * self.vectors.to(torch.float64).square().sum(dim=1)
+        return self.entries.coalesced[1].square().sum(dim=1) * self.vectors.to(torch.float64).square().sum(dim=1)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
-        """Add the scaled rows of all users to `total` (num_rows, d) as one sparse (num_rows, B) x (B, d) product."""
-        ids, weights = self._coalesced
-        weights = _zero_unused(weights, scale)
-        vectors = _zero_unused(self.vectors, scale).to(total.dtype) * scale.to(total.dtype)[:, None]
-        users = torch.arange(len(weights), device=weights.device)[:, None].expand_as(weights)
-        used = weights != 0
-        entries = torch.stack([ids[used], users[used]])
-        matrix = torch.sparse_coo_tensor(
-            entries, weights[used].to(total.dtype), (len(total), len(weights)), check_invariants=False
-        )
-        total += torch.sparse.mm(matrix, vectors)
+        """Add the scaled rows of all users to `total` (num_rows, d): a sparse (num_rows, B) x (B, d) product."""
+        vectors = _zero_unused(self.vectors, scale).to(total.dtype)
+        if not compiled_for(total, vectors):
+            total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), vectors)
+            return
+        indptr, users, weights = self.entries.grouped
+        _check_rows(indptr, total)
+        arrays = (indptr, users, weights, scale.numpy(), vectors.contiguous().numpy(), total.numpy())
+        over_rows(kernels.add_multiples, len(indptr) - 1, *arrays, cost=indptr)
 
 
 class _Unbounded:
@@ -189,29 +275,36 @@ class _Unbounded:
 
 @dataclass(frozen=True, eq=False)
 class RowMoments(_Unbounded):
-    """Per-row second moments, for runs without privacy: row `ids[u, j]` gets `weights[u, j] * flat(v_u v_u')`.
+    """Per-row second moments, for runs without privacy: row i gets weight(u, i) x flat(v_u v_u').
 
     The sum is (num_rows, d (d + 1) / 2), the upper triangle row by row.
 
     Args:
-        ids: (B, m) int64 rows; padding has weight zero (id 0).
-        weights: (B, m).
+        entries: the rows and weights.
         vectors: (B, d).
     """
 
-    ids: Tensor
-    weights: Tensor
+    entries: Entries
     vectors: Tensor
 
     def finite(self) -> Tensor:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
-        return _finite_rows(self.weights) & _finite_rows(self.vectors)
+        return self.entries.finite & _finite_rows(self.vectors)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled outer products of all users to `total` (num_rows, d (d + 1) / 2)."""
-        upper = torch.triu_indices(self.vectors.shape[1], self.vectors.shape[1], device=self.vectors.device)
-        outer = self.vectors[:, upper[0]] * self.vectors[:, upper[1]]
-        RowOuter(self.ids, self.weights, outer).add_to(total, scale)
+        vectors = _zero_unused(self.vectors, scale).to(total.dtype)
+        if not compiled_for(total, vectors):
+            upper = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
+            outer = vectors[:, upper[0]] * vectors[:, upper[1]]
+            total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), outer)
+            return
+        indptr, users, weights = self.entries.grouped
+        _check_rows(indptr, total)
+        factors = scale.numpy()[users]
+        weights = np.where(factors == 0, 0.0, factors * weights).astype(vectors.numpy().dtype)
+        arrays = (indptr, users, weights, vectors.contiguous().numpy(), total.numpy())
+        over_rows(kernels.add_moments, len(indptr) - 1, *arrays, cost=indptr)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedrec.data.batches import UserBatch
-from fedrec.models.als import Als, AlsConfig, from_triangle
-from fedrec.models.blocks import Contributions, Dense, RowOuter, distinct_items
+from fedrec.models.als import Als, AlsConfig
+from fedrec.models.blocks import Contributions, Entries, RowOuter, SecondMoments, from_moments
+from fedrec.models.coalescing import distinct_items
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -89,24 +90,18 @@ class BoundedAls(Als):
         unit = torch.where(norms > 0, vectors / norms.clamp(min=1e-300), 0.0 * vectors)
         present = (norms > 0).to(torch.float64)
         items, met = distinct_items(users.items, users.mask)
-        omega = met / met.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        upper = torch.triu_indices(unit.shape[1], unit.shape[1], device=unit.device)
-        factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
+        entries = Entries(items, met / met.sum(dim=1, keepdim=True).clamp(min=1).sqrt())
         return {
-            "items": RowOuter(items, scales["items"] * omega, unit),
-            "gram": Dense(scales["gram"] * factor * unit[:, upper[0]] * unit[:, upper[1]]),
-            "counts": RowOuter(items, scales["counts"] * omega, present),
+            "items": RowOuter(entries, scales["items"] * unit),
+            "gram": SecondMoments(scales["gram"] ** 0.5 * unit),
+            "counts": RowOuter(entries, scales["counts"] * present),
         }
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Solve for all item vectors from the released means."""
         config, scales = self.config, self._scales
         dim = release.blocks["items"].shape[1]
-        upper = torch.triu_indices(dim, dim)
-        factor = torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(torch.float64)
-        gram = from_triangle((release.blocks["gram"] / scales["gram"] / factor.to(release.blocks["gram"]))[None], dim)[
-            0
-        ]
+        gram = from_moments(release.blocks["gram"] / scales["gram"], dim)
         values, basis = torch.linalg.eigh(gram)
         values = values.clamp(min=config.min_gram_eigenvalue)
         sums = release.blocks["items"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.errors import ConfigError
-from fedrec.models.blocks import Contributions, RowOuter
+from fedrec.models.blocks import Contributions, Entries, RowOuter
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -61,7 +61,7 @@ class Content:
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return nothing but zeros."""
         zero = torch.zeros(users.num_users, 1, dtype=torch.float64, device=users.items.device)
-        return {"nothing": RowOuter(zero.to(torch.int64), zero, zero)}
+        return {"nothing": RowOuter(Entries(zero.to(torch.int64), zero), zero)}
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Leave everything as it is."""

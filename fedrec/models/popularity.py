@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
-from fedrec.models.blocks import Contributions, RowOuter, distinct_items
+from fedrec.models.blocks import Contributions, Entries, RowOuter
+from fedrec.models.coalescing import distinct_items
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -56,7 +57,7 @@ class Popularity:
         if self.clipping_norm is not None:
             weights = weights * (self.clipping_norm / weights.sum(dim=1, keepdim=True).clamp(min=1).sqrt())
         one = torch.ones(users.num_users, 1, dtype=torch.float64, device=weights.device)
-        return {"counts": RowOuter(items, weights, one)}
+        return {"counts": RowOuter(Entries(items, weights), one)}
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Take the released counts as they are."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedrec.errors import PrivacyError, ProtocolError
 from fedrec.models import blocks
-from fedrec.models.blocks import Dense, RowMoments, RowOuter, RowSparse
+from fedrec.models.blocks import Dense, Entries, RowMoments, RowOuter, RowSparse
 from fedrec.privacy import clipping
 from fedrec.privacy.clipping import BoundedSum, clip_scales
 
@@ -46,8 +46,9 @@ def contributions(users: list[User], dtype: torch.dtype = torch.float64) -> Mapp
             torch.tensor([[i for i, _ in rows] for rows in sparse]), tensor([[v for _, v in rows] for rows in sparse])
         ),
         "outer": RowOuter(
-            torch.tensor([[i for i, _ in rows] for rows in outer]),
-            tensor([[w for _, w in rows] for rows in outer]),
+            Entries(
+                torch.tensor([[i for i, _ in rows] for rows in outer]), tensor([[w for _, w in rows] for rows in outer])
+            ),
             tensor([user.vector for user in users]),
         ),
     }
@@ -130,8 +131,8 @@ def per_block_scales(parts: Mapping[str, blocks.Block], clipping_norm: float) ->
 
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., object], User]] = {
-    "no coalescing of rows": (blocks, "coalesce", lambda ids, values: (ids, values), DUPLICATES),
-    "no coalescing of weights": (blocks, "coalesce", lambda ids, values: (ids, values), DUPLICATE_WEIGHTS),
+    "no coalescing of rows": (blocks, "coalesce", lambda ids, values, mask: (ids, values), DUPLICATES),
+    "no coalescing of weights": (blocks, "coalesce", lambda ids, values, mask: (ids, values), DUPLICATE_WEIGHTS),
     "each block clipped alone": (clipping, "clip_scales", per_block_scales, FULL_IN_EVERY_BLOCK),
     "no clipping": (clipping, "clip_scales", lambda parts, norm: clip_scales(parts, math.inf), FULL_IN_EVERY_BLOCK),
     "not-a-number times zero": (blocks, "_zero_unused", lambda values, scale: values, NOT_A_NUMBER),
@@ -241,7 +242,7 @@ def test_sums_of_other_norms_or_blocks_are_refused() -> None:
 
 
 def test_a_block_without_a_bound_is_refused_under_a_clipping_norm() -> None:
-    block = RowMoments(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), torch.ones(1, 3))
+    block = RowMoments(Entries(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)), torch.ones(1, 3))
     total = torch.zeros(2, 6, dtype=torch.float64)
     with pytest.raises(PrivacyError, match="no bounded form"):
         BoundedSum({"moments": total}, 1.0).add({"moments": block})

@@ -1,0 +1,184 @@
+"""Sums of rows into a table: entries grouped by row first, so that every row is summed by one thread, in one order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from fedrec.compiled import OPTIONS
+from fedrec.models.kernels.dense import add_outer_products
+
+
+@njit(**OPTIONS)
+def any_twice(start: int, stop: int, ids: np.ndarray, mask: np.ndarray, num_rows: int, twice: np.ndarray) -> None:
+    """Find out for users start..stop whether an id stands twice among the entries that count.
+
+    Args:
+        start: first user.
+        stop: one past the last.
+        ids: (B, m) rows of a table, in 0..num_rows - 1.
+        mask: (B, m) bool, the entries that count.
+        num_rows: rows of the table.
+        twice: (B,) bool result.
+    """
+    last_user = np.full(num_rows, -1, np.int64)
+    for user in range(start, stop):
+        found = False
+        for k in range(ids.shape[1]):
+            if mask[user, k]:
+                found = found or last_user[ids[user, k]] == user
+                last_user[ids[user, k]] = user
+        twice[user] = found
+
+
+@njit(**OPTIONS)
+def group(ids: np.ndarray, weights: np.ndarray, indptr: np.ndarray, users: np.ndarray, grouped: np.ndarray) -> None:
+    """Group the entries of (B, m) `ids` with a nonzero weight by id; within an id they stay in the order of users.
+
+    Args:
+        ids: (B, m) rows of a table.
+        weights: (B, m).
+        indptr: (num_rows + 1,) zeros; becomes where each row's entries start.
+        users: (entries,) result: the user of each entry.
+        grouped: (entries,) result: its weight.
+    """
+    for user in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            if weights[user, k] != 0:
+                indptr[ids[user, k] + 1] += 1
+    for row in range(len(indptr) - 1):
+        indptr[row + 1] += indptr[row]
+    free = indptr[:-1].copy()
+    for user in range(ids.shape[0]):
+        for k in range(ids.shape[1]):
+            if weights[user, k] != 0:
+                at = free[ids[user, k]]
+                users[at] = user
+                grouped[at] = weights[user, k]
+                free[ids[user, k]] = at + 1
+
+
+@njit(**OPTIONS)
+def add_multiples(
+    start: int,
+    stop: int,
+    indptr: np.ndarray,
+    users: np.ndarray,
+    weights: np.ndarray,
+    scale: np.ndarray,
+    vectors: np.ndarray,
+    total: np.ndarray,
+) -> None:
+    """Add sum over entries of scale[user] x weight x vectors[user] to rows start..stop of `total`.
+
+    Args:
+        start: first row.
+        stop: one past the last.
+        indptr: (num_rows + 1,) from `group`.
+        users: (entries,).
+        weights: (entries,).
+        scale: (B,); users of scale 0 are left out.
+        vectors: (B, d).
+        total: (num_rows, d), changed in place.
+    """
+    for row in range(start, stop):
+        sums = total[row]
+        for k in range(indptr[row], indptr[row + 1]):
+            factor = scale[users[k]]
+            if factor == 0:
+                continue
+            vector, weight = vectors[users[k]], factor * weights[k]
+            for j in range(len(sums)):
+                sums[j] += weight * vector[j]
+
+
+@njit(**OPTIONS)
+def add_moments(
+    start: int,
+    stop: int,
+    indptr: np.ndarray,
+    users: np.ndarray,
+    weights: np.ndarray,
+    vectors: np.ndarray,
+    total: np.ndarray,
+) -> None:
+    """Add sum over entries of weight x vector vector' to rows start..stop of `total`.
+
+    Args:
+        start: first row.
+        stop: one past the last.
+        indptr: (num_rows + 1,) from `group`.
+        users: (entries,).
+        weights: (entries,) of the vectors' type.
+        vectors: (B, d).
+        total: (num_rows, d (d + 1) / 2) upper triangles, row by row, changed in place.
+    """
+    dim = vectors.shape[1]
+    matrix = np.empty((dim, dim), vectors.dtype)
+    for row in range(start, stop):
+        first, last = indptr[row], indptr[row + 1]
+        if first == last:
+            continue
+        matrix[:, :] = 0
+        add_outer_products(matrix, vectors, users[first:last], weights[first:last])
+        rest = total[row]
+        for i in range(dim):
+            upper = matrix[i, i:]
+            for j in range(dim - i):
+                rest[j] += upper[j]
+            rest = rest[dim - i :]
+
+
+@njit(**OPTIONS)
+def squared_norms(start: int, stop: int, values: np.ndarray, mask: np.ndarray, norms: np.ndarray) -> None:
+    """Sum the squares of the rows that count of users start..stop, in float64.
+
+    Args:
+        start: first user.
+        stop: one past the last.
+        values: (B, m, d).
+        mask: (B, m) bool, the rows that count.
+        norms: (B,) float64 result.
+    """
+    for user in range(start, stop):
+        total = 0.0
+        for k in range(values.shape[1]):
+            if mask[user, k]:
+                row, part = values[user, k], 0.0  # row by row: the error grows with the rows, not with every entry
+                for j in range(len(row)):
+                    part += np.float64(row[j]) * np.float64(row[j])
+                total += part
+        norms[user] = total
+
+
+@njit(**OPTIONS)
+def add_rows(
+    start: int,
+    stop: int,
+    ids: np.ndarray,
+    values: np.ndarray,
+    mask: np.ndarray,
+    scale: np.ndarray,
+    total: np.ndarray,
+) -> None:
+    """Add scale[user] x values[user, k] to row ids[user, k] of `total`, for the ids in start..stop.
+
+    Args:
+        start: first row of the table.
+        stop: one past the last.
+        ids: (B, m).
+        values: (B, m, d).
+        mask: (B, m) bool, the rows that count.
+        scale: (B,) of the total's type; users of scale 0 are left out.
+        total: (num_rows, d), changed in place.
+    """
+    for user in range(ids.shape[0]):
+        factor = scale[user]
+        if factor == 0:
+            continue
+        for k in range(ids.shape[1]):
+            row = ids[user, k]
+            if mask[user, k] and start <= row < stop:
+                sums, value = total[row], values[user, k]
+                for j in range(len(sums)):
+                    sums[j] += factor * value[j]
