@@ -4,12 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data.interactions import Interactions
+from fedrec.data.padding import pad
+
+
+class Histories(Protocol):
+    """What batches are made of: the histories of all users, one after the other, oldest interaction first.
+
+    `Interactions` hold them in memory, `StoredHistories` in files that are mapped and read as far as they are used.
+    """
+
+    @property
+    def num_users(self) -> int:
+        """Return the number of users."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """Return the number of items."""
+        ...
+
+    @property
+    def indptr(self) -> np.ndarray:
+        """Return (num_users + 1,) int64: the interactions of user u are rows indptr[u]:indptr[u + 1]."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Return (num_users,) int64: how many interactions each user has."""
+        ...
+
+    @property
+    def items(self) -> np.ndarray:
+        """Return (n,) item rows, whole numbers of any size."""
+        ...
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """Return (n,) int64 seconds, or None where the data has no time."""
+        ...
+
+    @property
+    def ratings(self) -> np.ndarray | None:
+        """Return (n,) float32, or None."""
+        ...
+
+    @property
+    def context(self) -> Mapping[str, np.ndarray]:
+        """Return name -> (n,) codes (whole numbers of any size) or float32 values."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,35 +112,31 @@ class UserBatch:
         )
 
 
-def make_batch(interactions: Interactions, rows: np.ndarray) -> UserBatch:
+def make_batch(histories: Histories, rows: np.ndarray) -> UserBatch:
     """Gather the histories of some users into one padded batch.
 
     Args:
-        interactions: the node's interactions.
+        histories: the node's interactions, in memory or mapped from files.
         rows: (B,) rows of the users wanted.
     """
-    lengths = interactions.lengths[rows]
+    lengths, first = histories.lengths[rows], histories.indptr[rows]
     width = int(lengths.max(initial=0))
-    positions = np.arange(width)
-    mask = positions < lengths[:, None]
-    index = np.where(mask, interactions.indptr[rows][:, None] + positions, 0)
 
     def padded(column: np.ndarray) -> Tensor:
-        values = column[index] if len(column) else np.zeros(index.shape, dtype=column.dtype)
-        return torch.from_numpy(np.where(mask, values, np.zeros((), dtype=column.dtype)))
+        return torch.from_numpy(pad(column, first, lengths, width))
 
     return UserBatch(
         rows=rows,
-        items=padded(interactions.items),
-        mask=torch.from_numpy(mask),
-        times=None if interactions.times is None else padded(interactions.times),
-        ratings=None if interactions.ratings is None else padded(interactions.ratings),
-        context={name: padded(column) for name, column in interactions.context.items()},
+        items=padded(histories.items),
+        mask=torch.from_numpy(np.arange(width) < lengths[:, None]),
+        times=None if histories.times is None else padded(histories.times),
+        ratings=None if histories.ratings is None else padded(histories.ratings),
+        context={name: padded(column) for name, column in histories.context.items()},
     )
 
 
 def user_batches(
-    interactions: Interactions, rows: np.ndarray | None = None, max_elements: int = 2**17, max_users: int = 4096
+    histories: Histories, rows: np.ndarray | None = None, max_elements: int = 2**17, max_users: int = 4096
 ) -> Iterator[UserBatch]:
     """Go through users in batches of similar history length.
 
@@ -100,13 +144,13 @@ def user_batches(
     longer history is a batch of its own.
 
     Args:
-        interactions: the node's interactions.
+        histories: the node's interactions, in memory or mapped from files.
         rows: (n,) rows of the users wanted; all users where None.
         max_elements: bound on B x L of a batch: the micro-batch that bounds memory.
         max_users: bound on B.
     """
-    rows = np.arange(interactions.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
-    lengths = interactions.lengths[rows]
+    rows = np.arange(histories.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
+    lengths = histories.lengths[rows]
     order = np.lexsort((rows, lengths))
     rows, lengths = rows[order], lengths[order]
     start = 0
@@ -115,5 +159,5 @@ def user_batches(
         cells = np.arange(1, stop - start + 1) * np.maximum(lengths[start:stop], 1)
         fits = int(np.searchsorted(cells, max_elements, side="right"))
         stop = start + max(fits, 1)
-        yield make_batch(interactions, rows[start:stop])
+        yield make_batch(histories, rows[start:stop])
         start = stop

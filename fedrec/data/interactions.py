@@ -12,6 +12,8 @@ import pandas as pd
 
 from fedrec.errors import DataError
 
+_CHUNK = 2**20
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -90,10 +92,9 @@ class Interactions:
         for name, rows, ids in (("users", self.users, self.user_ids), ("items", self.items, self.item_ids)):
             if len(rows) and (rows.min() < 0 or rows.max() >= len(ids)):
                 raise DataError(f"{name} holds rows {rows.min()}..{rows.max()}, allowed are 0..{len(ids) - 1}")
-        keys = (self.users,) if self.times is None else (self.times, self.users)
-        order = np.lexsort(keys)
-        if not np.array_equal(order, np.arange(len(order))):
-            sorted_self = self.take(order, check=False)
+        if not in_order(self.users, self.times):
+            keys = (self.users,) if self.times is None else (self.times, self.users)
+            sorted_self = self.take(np.lexsort(keys), check=False)
             for name in ("users", "items", "times", "ratings", "context"):
                 object.__setattr__(self, name, getattr(sorted_self, name))
 
@@ -157,6 +158,23 @@ class Interactions:
         for name, column in self._columns().items():
             digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
+
+
+def in_order(users: np.ndarray, times: np.ndarray | None) -> bool:
+    """Return whether users ascend and, within a user, the times do; a bounded part is looked at, one after the other.
+
+    Args:
+        users: (n,) whole numbers.
+        times: (n,) whole numbers, or None.
+    """
+    for start in range(0, len(users), _CHUNK):
+        part = slice(start, start + _CHUNK + 1)
+        before, after = users[part][:-1], users[part][1:]
+        if (before > after).any():
+            return False
+        if times is not None and ((times[part][:-1] > times[part][1:]) & (before == after)).any():
+            return False
+    return True
 
 
 def deduplicate(interactions: Interactions) -> Interactions:

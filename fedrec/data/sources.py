@@ -10,12 +10,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedrec.data.catalogue import Catalogue, Dataset
+from fedrec.data.columnar import is_columnar, open_columnar
 from fedrec.data.interactions import Vocabulary, deduplicate
 from fedrec.data.named import amazon, frappe, lastfm, movielens
 from fedrec.data.named.folders import Home, find_folder, locate
 from fedrec.data.reading.columns import ColumnNames
 from fedrec.data.reading.problems import nearest
-from fedrec.data.reading.reader import read_values, to_interactions
+from fedrec.data.reading.reader import rated_at_least, read_values, to_interactions
 from fedrec.data.reading.values import Values
 from fedrec.data.synthetic import SyntheticConfig, generate
 from fedrec.errors import ConfigError
@@ -57,7 +58,7 @@ def load(
 
     Args:
         name: one of `SOURCES` or "synthetic"; not looked at where `path` is given.
-        path: a CSV or TSV file (plain or gzip) or a Parquet file.
+        path: a CSV or TSV file (plain or gzip), a Parquet file, or a folder of columnar files.
         columns: for `path`: role -> column name; only roles that stand here must be in the file, see `ColumnNames`.
         min_rating: least rating of a row that counts; None keeps every row. Users and items without a row go.
         repeat: keep every row; else a repeated user-item pair keeps its latest.
@@ -100,8 +101,23 @@ def _from_source(name: str, min_rating: float | None, repeat: bool, user_tags: b
 
 def _from_file(path: Path, columns: Mapping[str, object] | None, min_rating: float | None, repeat: bool) -> Dataset:
     path = path.expanduser()
+    if is_columnar(path):
+        return _from_folder(path, columns, min_rating, repeat)
     values = read_values(path, ColumnNames.from_mapping(columns))
     interactions = to_interactions(values, min_rating, str(path))
+    interactions = interactions if repeat else deduplicate(interactions)
+    return Dataset(path.name, interactions, Catalogue(interactions.item_ids))
+
+
+def _from_folder(path: Path, columns: Mapping[str, object] | None, min_rating: float | None, repeat: bool) -> Dataset:
+    if columns:
+        raise ConfigError(
+            f"data.columns names {', '.join(columns)}, but {path} is a folder of columnar files, whose columns are "
+            "fixed; remove data.columns"
+        )
+    interactions = open_columnar(path).to_interactions()
+    if min_rating is not None:
+        interactions = rated_at_least(interactions, min_rating, str(path))
     interactions = interactions if repeat else deduplicate(interactions)
     return Dataset(path.name, interactions, Catalogue(interactions.item_ids))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def to_interactions(values: Values, min_rating: float | None = None, where: str 
     if values.times is not None and (values.times % 10**6 != 0).any():
         index = np.argsort(values.times, kind="stable")
     if min_rating is not None:
-        index = index[_at_least(values, min_rating, where)[index]]
+        index = index[_at_least(values.ratings, min_rating, where)[index]]
     user_ids, users = _used(values.user_ids, values.users[index])
     item_ids, items = _used(values.item_ids, values.items[index])
     return Interactions(
@@ -150,14 +150,22 @@ def _seconds(micros: np.ndarray) -> np.ndarray:
     return np.where(micros == UNKNOWN_TIME, UNKNOWN_TIME, micros // 10**6)
 
 
-def _at_least(values: Values, min_rating: float, where: str) -> np.ndarray:
-    if values.ratings is None:
+def rated_at_least(interactions: Interactions, min_rating: float, where: str) -> Interactions:
+    """Drop rows below `min_rating` and then users and items without a row, as `to_interactions` does."""
+    kept = interactions.take(_at_least(interactions.ratings, min_rating, where), check=False)
+    user_ids, users = _used(kept.user_ids, kept.users)
+    item_ids, items = _used(kept.item_ids, kept.items)
+    return replace(kept, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+
+
+def _at_least(ratings: np.ndarray | None, min_rating: float, where: str) -> np.ndarray:
+    if ratings is None:
         raise DataError(
             f"{where}: data.min_rating={min_rating} but there are no ratings; name a rating column or drop it"
         )
-    kept = values.ratings >= min_rating
+    kept = ratings >= min_rating
     if not kept.any():
-        span = f"{values.ratings.min():g} to {values.ratings.max():g}"
+        span = f"{ratings.min():g} to {ratings.max():g}"
         raise DataError(
             f"{where}: data.min_rating={min_rating} leaves no interaction; ratings go from {span}: lower it"
         )

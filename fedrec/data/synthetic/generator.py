@@ -39,12 +39,14 @@ class Chunk:
         items: (n,) int64 item numbers.
         times: (n,) int64 unix seconds.
         context: "daytime" -> (n,) int64 code into `DAYTIMES`, "device" -> into `DEVICES`.
+        ratings: None: the synthetic world has none.
     """
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray
     context: Mapping[str, np.ndarray]
+    ratings: np.ndarray | None = None
 
 
 def generate(config: SyntheticConfig, key: Key) -> Dataset:
