@@ -40,10 +40,12 @@ def train(message: Message, context: Context) -> Message:
         node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key
     )
     state = PrivateState(len(node.data.user_keys), node.store.load_state())
+    model = assemble.model_of(config)
+    micro_batch = config.runtime.micro_batch or model.batch_cells
     total, diagnostics = sum_contributions(
-        assemble.model_of(config),
+        model,
         node.shared,
-        user_batches(node.data.split.train, cohort, config.runtime.micro_batch),
+        user_batches(node.data.split.train, cohort, micro_batch, keys=node.data.user_keys),
         float("inf") if plan is None else plan.clipping_norm,
         key,
         assemble.device_of(config),

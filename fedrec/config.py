@@ -103,12 +103,15 @@ class EvaluationConfig(_Table):
 
 
 class RuntimeConfig(_Table):
-    """[runtime]: knobs that never change privacy, and results only by rounding (the seed changes the draws)."""
+    """[runtime]: knobs that never change privacy, and results only by rounding (the seed changes the draws).
+
+    `micro_batch` is how many padded history cells a node holds at once, 0 for what suits the model.
+    """
 
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "cpu"
     num_threads: Annotated[int, Field(ge=0)] = 0
-    micro_batch: Annotated[int, Field(ge=1)] = 2**17
+    micro_batch: Annotated[int, Field(ge=0)] = 0
 
 
 class Config(_Table):

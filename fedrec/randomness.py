@@ -89,12 +89,24 @@ class Key:
         Returns:
             (num_users, num_draws) float64 in [0, 1).
         """
-        blocks = np.empty((len(user_keys), (num_draws + 1) // 2, 2), dtype="<u8")
-        blocks[:, :, 0] = user_keys[:, None]
-        blocks[:, :, 1] = np.arange(blocks.shape[1], dtype="<u8")
-        cipher = Cipher(AES(self.secret), ECB()).encryptor()  # a PRF on distinct counters; nothing is being encrypted
-        words = np.frombuffer(cipher.update(blocks.tobytes()), dtype="<u8").reshape(len(user_keys), 2 * blocks.shape[1])
+        words = self._user_blocks(user_keys, (num_draws + 1) // 2)
         return np.asarray((words[:, :num_draws] >> np.uint64(11)) * _TO_UNIT)
+
+    def user_words(self, user_keys: np.ndarray, num_words: int) -> np.ndarray:
+        """Draw whole numbers that depend on nothing but this key and each user's own key; see `user_uniforms`.
+
+        Returns:
+            (num_users, >= num_words) uint32; the first words of a user are the same whatever `num_words` is.
+        """
+        return self._user_blocks(user_keys, (num_words + 3) // 4).view("<u4")
+
+    def _user_blocks(self, user_keys: np.ndarray, num_blocks: int) -> np.ndarray:
+        """Return (num_users, 2 num_blocks) uint64: AES of (user key, block number)."""
+        blocks = np.empty((len(user_keys), num_blocks, 2), dtype="<u8")
+        blocks[:, :, 0] = user_keys[:, None]
+        blocks[:, :, 1] = np.arange(num_blocks, dtype="<u8")
+        cipher = Cipher(AES(self.secret), ECB()).encryptor()  # a PRF on distinct counters; nothing is being encrypted
+        return np.frombuffer(cipher.update(blocks.tobytes()), dtype="<u8").reshape(len(user_keys), 2 * num_blocks)
 
 
 def user_keys(user_ids: np.ndarray) -> np.ndarray:

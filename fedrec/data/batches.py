@@ -71,6 +71,7 @@ class UserBatch:
         times: (B, L) int64 seconds, or None where the data has no time.
         ratings: (B, L) float32, or None.
         context: name -> (B, L) codes or values.
+        keys: (B,) uint64 numpy, what each user's draws follow from; None where the batch was made without.
     """
 
     rows: np.ndarray
@@ -79,6 +80,7 @@ class UserBatch:
     times: Tensor | None = None
     ratings: Tensor | None = None
     context: Mapping[str, Tensor] = field(default_factory=dict)
+    keys: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -112,12 +114,13 @@ class UserBatch:
         )
 
 
-def make_batch(histories: Histories, rows: np.ndarray) -> UserBatch:
+def make_batch(histories: Histories, rows: np.ndarray, keys: np.ndarray | None = None) -> UserBatch:
     """Gather the histories of some users into one padded batch.
 
     Args:
         histories: the node's interactions, in memory or mapped from files.
         rows: (B,) rows of the users wanted.
+        keys: (num_users,) uint64 of all users, see `fedrec.randomness.user_keys`; only models that draw need them.
     """
     lengths, first = histories.lengths[rows], histories.indptr[rows]
     width = int(lengths.max(initial=0))
@@ -132,11 +135,16 @@ def make_batch(histories: Histories, rows: np.ndarray) -> UserBatch:
         times=None if histories.times is None else padded(histories.times),
         ratings=None if histories.ratings is None else padded(histories.ratings),
         context={name: padded(column) for name, column in histories.context.items()},
+        keys=None if keys is None else keys[rows],
     )
 
 
 def user_batches(
-    histories: Histories, rows: np.ndarray | None = None, max_elements: int = 2**17, max_users: int = 4096
+    histories: Histories,
+    rows: np.ndarray | None = None,
+    max_elements: int = 2**17,
+    max_users: int = 2**16,
+    keys: np.ndarray | None = None,
 ) -> Iterator[UserBatch]:
     """Go through users in batches of similar history length.
 
@@ -148,6 +156,7 @@ def user_batches(
         rows: (n,) rows of the users wanted; all users where None.
         max_elements: bound on B x L of a batch: the micro-batch that bounds memory.
         max_users: bound on B.
+        keys: (num_users,) uint64 of all users; only models that draw need them.
     """
     rows = np.arange(histories.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
     lengths = histories.lengths[rows]
@@ -159,5 +168,5 @@ def user_batches(
         cells = np.arange(1, stop - start + 1) * np.maximum(lengths[start:stop], 1)
         fits = int(np.searchsorted(cells, max_elements, side="right"))
         stop = start + max(fits, 1)
-        yield make_batch(histories, rows[start:stop])
+        yield make_batch(histories, rows[start:stop], keys)
         start = stop

@@ -57,6 +57,7 @@ class Als:
         Rendle et al., Revisiting the Performance of iALS on Item Recommendation Benchmarks, 2021, eq. 3-7.
     """
 
+    batch_cells = 2**20
     bounded = False
     training_dtype = torch.float32
 

@@ -31,6 +31,7 @@ class Content:
         Pazzani & Billsus, Content-Based Recommendation Systems, 2007, section 3.
     """
 
+    batch_cells = 2**20
     bounded = True
 
     def __init__(self, config: ContentConfig) -> None:

@@ -36,6 +36,7 @@ class ItemKnn:
         Deshpande & Karypis, Item-Based Top-N Recommendation Algorithms, 2004.
     """
 
+    batch_cells = 2**17
     bounded = False
 
     def __init__(self, config: ItemKnnConfig) -> None:

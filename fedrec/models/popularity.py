@@ -32,6 +32,7 @@ class Popularity:
         Unit user, add-or-remove, L2 norm `clipping_norm` (0 for a user without interactions).
     """
 
+    batch_cells = 2**20
     bounded = True
 
     def __init__(self, config: PopularityConfig, clipping_norm: float | None = None) -> None:

@@ -61,6 +61,11 @@ class FederatedModel(Protocol):
         """Whether contributions can be clipped, so that a privacy plan accepts them."""
         ...
 
+    @property
+    def batch_cells(self) -> int:
+        """How many padded history cells a batch of users should have, for speed."""
+        ...
+
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Return the state before the first round, from public knowledge only."""
         ...

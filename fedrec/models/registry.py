@@ -15,16 +15,19 @@ from fedrec.models.content import Content, ContentConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
+from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
 _SETTINGS: dict[str, type[BaseModel]] = {
     "als": AlsConfig,
     "content": ContentConfig,
     "item_knn": ItemKnnConfig,
     "popularity": PopularityConfig,
+    "two_tower": TwoTowerConfig,
 }
 _PRIVATE_SETTINGS: dict[str, type[BaseModel]] = {
     "als": BoundedAlsConfig,
     "popularity": PopularityConfig,
+    "two_tower": TwoTowerConfig,
 }
 
 
@@ -59,6 +62,8 @@ def build_model(table: Mapping[str, Any], clipping_norm: float | None) -> Federa
     values = settings.model_validate({key: value for key, value in table.items() if key != "name"})
     if isinstance(values, BoundedAlsConfig) and clipping_norm is not None:
         return BoundedAls(values, clipping_norm)
+    if isinstance(values, TwoTowerConfig):
+        return TwoTower(values)
     if isinstance(values, AlsConfig):
         return Als(values)
     if isinstance(values, PopularityConfig):
