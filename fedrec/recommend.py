@@ -12,13 +12,14 @@ import torch
 
 from fedrec import assemble
 from fedrec.config import Config
-from fedrec.data.batches import user_batches
 from fedrec.errors import ConfigError
-from fedrec.evaluation.nodes import masked_scores, users_per_batch
-from fedrec.evaluation.ranking import top_items
+from fedrec.evaluation.nodes import score_users
+from fedrec.evaluation.ranking import Targets, rank
 from fedrec.federated.checkpoint import read_checkpoint
 from fedrec.models.protocol import ServerState
 from fedrec.run_folder import RunFolder
+
+_ROW_GROUP = 2**18
 
 
 def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | None) -> int:
@@ -46,7 +47,7 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
     try:
         with pq.ParquetWriter(to, _schema(config_json)) as writer:
             for node in range(num_nodes):
-                for table in _tables(config_json, node, num_nodes, state.shared, top, wanted):
+                for table in _gathered(_tables(config_json, node, num_nodes, state.shared, top, wanted)):
                     writer.write_table(table)
                     written += table.num_rows
     except OSError as error:
@@ -71,6 +72,18 @@ def final_state(run: Path, config: Config) -> ServerState:
     return checkpoint.state
 
 
+def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Join tables to row groups of at least `_ROW_GROUP` rows, so that neither they nor their number grow large."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= _ROW_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
 def _tables(
     config_json: str, node: int, num_nodes: int, shared: Mapping[str, torch.Tensor], top: int, wanted: np.ndarray | None
 ) -> Iterator[pa.Table]:
@@ -82,21 +95,23 @@ def _tables(
     allowed = None if data.candidates is None else torch.from_numpy(data.candidates).to(device)
     user_ids, item_ids = history.user_ids.ids, history.item_ids.ids
     # Batches as in the evaluation: first the evaluated users, then the rest, so that scores agree with it to the bit.
+    schema, asked = _schema(config_json), None if wanted is None else np.isin(user_ids, wanted)
     evaluated = data.test.lengths > 0
     for rows in (np.flatnonzero(evaluated), np.flatnonzero(~evaluated)):
-        for batch in user_batches(history, rows, max_users=users_per_batch(history.num_items)):
-            masked = masked_scores(model, shared, batch.to(device), config.evaluation.repeat, allowed).cpu()
-            items, scores = (part.numpy() for part in top_items(masked, min(top, history.num_items)))
+        for batch, scores in score_users(model, shared, history, rows, device, asked):
+            seen = torch.zeros_like(batch.mask) if config.evaluation.repeat else batch.mask
+            found = rank(scores, batch.items, seen, Targets.none(batch.num_users), min(top, history.num_items), allowed)
+            items, scores = found.items.numpy(), found.scores.numpy()
             shown = items >= 0
-            if wanted is not None:
-                shown &= np.isin(user_ids[batch.rows], wanted)[:, None]
+            if asked is not None:
+                shown &= asked[batch.rows, None]
             columns = {
                 "user": np.repeat(user_ids[batch.rows], items.shape[1]).reshape(items.shape)[shown],
                 "item": item_ids[items[shown]],
                 "rank": np.broadcast_to(np.arange(1, items.shape[1] + 1, dtype=np.int32), items.shape)[shown],
                 "score": scores[shown].astype(np.float32),
             }
-            yield pa.table(columns, schema=_schema(config_json))
+            yield pa.table(columns, schema=schema)
 
 
 def _schema(config_json: str) -> pa.Schema:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedrec.data.batches import UserBatch, make_batch, user_batches
+from fedrec.data.batches import UserBatch, user_batches
 from fedrec.data.interactions import Interactions
 from fedrec.data.splits import Split
 from fedrec.evaluation.counts import Cutoffs, add_sampled, add_users, zero_counts
-from fedrec.evaluation.ranking import Targets, draw_negatives, mask_scores, sampled_ranks, target_ranks, top_items
+from fedrec.evaluation.negatives import Met, draw_negatives
+from fedrec.evaluation.ranking import Targets, rank
 from fedrec.models.protocol import FederatedModel
 from fedrec.randomness import Key
 
 Phase = Literal["validation", "test"]
 _SCORE_CELLS = 2**22
+_FITTED_USERS = 128
 SAMPLED_DRAWS = 5
 
 
@@ -55,46 +57,73 @@ def evaluate_users(
     counts = zero_counts(history.num_items)
     counts["items"][0] += np.bincount(split.train.items, minlength=history.num_items)
     rows = np.flatnonzero(held_out.lengths)
-    for batch in user_batches(history, rows, max_users=users_per_batch(history.num_items)):
-        masked = masked_scores(model, shared, batch.to(device), repeat, allowed).cpu()
+    for batch, scores in score_users(model, shared, history, rows, device):
         targets = Targets.of(held_out, batch.rows)
-        shown, _ = top_items(masked, cut.k)
-        activity = split.train.lengths[batch.rows]
-        add_users(counts, target_ranks(masked, targets), targets, shown, activity, cut)
-        if sampled is not None:
-            key, keys = sampled
-            met = _met(split, batch)
-            if allowed is not None:
-                met = met | ~allowed.cpu()
-            for draw in range(SAMPLED_DRAWS):
-                negatives = draw_negatives(met, keys[batch.rows], key.fold("sampled_99", draw))
-                add_sampled(counts, sampled_ranks(masked, targets, negatives), cut)
+        negatives = None if sampled is None else _negatives(split, batch.rows, allowed, *sampled)
+        seen = torch.zeros_like(batch.mask) if repeat else batch.mask
+        found = rank(scores, batch.items, seen, targets, cut.k, allowed, negatives)
+        add_users(counts, found.ranks, targets, found.items, split.train.lengths[batch.rows], cut)
+        for ranks in found.sampled.unbind(1):
+            add_sampled(counts, ranks, cut)
     return counts
 
 
-def masked_scores(
-    model: FederatedModel, shared: Mapping[str, Tensor], batch: UserBatch, repeat: bool, allowed: Tensor | None
-) -> Tensor:
-    """Return (B, num_items) scores as at test time: what may not be ranked is -inf."""
-    scores = model.score(shared, model.fit_users(shared, batch), batch)
-    seen_mask = torch.zeros_like(batch.mask) if repeat else batch.mask
-    return mask_scores(scores, batch.items, seen_mask, allowed)
+def _negatives(split: Split, rows: np.ndarray, allowed: Tensor | None, key: Key, user_keys: np.ndarray) -> Tensor:
+    """Return (B, SAMPLED_DRAWS, 99) negatives of some users, see `draw_negatives`."""
+    met = Met.of((split.history, split.validation, split.test), rows, allowed)
+    draws = (draw_negatives(met, user_keys[rows], key.fold("sampled_99", draw)) for draw in range(SAMPLED_DRAWS))
+    return torch.stack(list(draws), dim=1)
 
 
-def _met(split: Split, batch: UserBatch) -> Tensor:
-    met = torch.zeros(batch.num_users, split.train.num_items, dtype=torch.bool)
-    for part in (split.history, split.validation, split.test):
-        met |= _item_mask(part, batch.rows)
-    return met
+def score_users(
+    model: FederatedModel,
+    shared: Mapping[str, Tensor],
+    history: Interactions,
+    rows: np.ndarray,
+    device: torch.device,
+    asked: np.ndarray | None = None,
+) -> Iterator[tuple[UserBatch, Tensor]]:
+    """Fit users and score all items for them, in blocks whose scores have a bounded size.
+
+    A fit may cost as much as the scores of many users, whatever the number of users fitted (the Gram matrix of all
+    items): where there are many items, more users are fitted at once than scored.
+
+    Args:
+        model: the model.
+        shared: its shared parameters, on `device`.
+        history: what the users' devices know.
+        rows: (n,) rows of the users wanted.
+        device: where to compute.
+        asked: (num_users,) bool: leave out blocks without any of these users; the others stay the same to the bit.
+
+    Yields:
+        The batch of B users and their (B, num_items) scores, B at most `users_per_batch`.
+    """
+    size = users_per_batch(history.num_items)
+    for batch in user_batches(history, rows, max_users=max(size, _FITTED_USERS)):
+        if asked is not None and not asked[batch.rows].any():
+            continue
+        batch = batch.to(device)
+        state = model.fit_users(shared, batch)
+        for start in range(0, batch.num_users, size):
+            part = slice(start, start + size)
+            if asked is not None and not asked[batch.rows[part]].any():
+                continue
+            some = batch if size >= batch.num_users else _users_of(batch, part)
+            yield some, model.score(shared, {name: tensor[part] for name, tensor in state.items()}, some)
 
 
-def _item_mask(interactions: Interactions, rows: np.ndarray) -> Tensor:
-    batch = make_batch(interactions, rows)
-    mask = torch.zeros(len(rows), interactions.num_items + 1, dtype=torch.bool)
-    mask.scatter_(1, torch.where(batch.mask, batch.items, interactions.num_items), True)
-    return mask[:, :-1]
+def _users_of(batch: UserBatch, part: slice) -> UserBatch:
+    return UserBatch(
+        rows=batch.rows[part],
+        items=batch.items[part],
+        mask=batch.mask[part],
+        times=None if batch.times is None else batch.times[part],
+        ratings=None if batch.ratings is None else batch.ratings[part],
+        context={name: column[part] for name, column in batch.context.items()},
+    )
 
 
 def users_per_batch(num_items: int) -> int:
-    """Return how many users to score at once, so that the scores stay in the cache."""
+    """Return how many users to score at once: 16 MiB of scores, but at least 16 users."""
     return int(np.clip(_SCORE_CELLS // max(num_items, 1), 16, 4096))

@@ -1,6 +1,7 @@
 """Full ranking in batches: the rank of each target among all items the user has not met, and the list shown.
 
-Ties count against the target and NaN ranks last, so a constant scorer gets about zero.
+Ties count against the target and NaN ranks last, so a constant scorer gets about zero. `rank` does it all; on the CPU
+in one compiled pass over each user's scores, elsewhere by `mask_scores`, `target_ranks`, `top_items`, `sampled_ranks`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.compiled import compiled_for, over_rows
 from fedrec.data.interactions import Interactions
-from fedrec.randomness import Key
+from fedrec.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,17 @@ class Targets:
         lengths = held_out.lengths[rows]
         positions = np.arange(int(lengths.max(initial=1)))
         mask = positions < lengths[:, None]
-        index = np.where(mask, held_out.indptr[rows][:, None] + positions, 0)
-        items = np.where(mask, held_out.items[index], 0) if len(held_out) else np.zeros(mask.shape, dtype=np.int64)
+        index = held_out.indptr[rows][:, None] + positions
+        items = np.zeros(mask.shape, dtype=np.int64)
+        items[mask] = held_out.items[index[mask]]
         if mask.shape[1] > 1:
             mask = mask & _first_of_its_kind(np.where(mask, items, -1 - positions))
         return cls(torch.from_numpy(items), torch.from_numpy(mask))
+
+    @classmethod
+    def none(cls, num_users: int) -> Targets:
+        """Return the targets of users for whom only a list is wanted; T = 0."""
+        return cls(torch.zeros(num_users, 0, dtype=torch.int64), torch.zeros(num_users, 0, dtype=torch.bool))
 
 
 def _first_of_its_kind(values: np.ndarray) -> np.ndarray:
@@ -49,6 +57,92 @@ def _first_of_its_kind(values: np.ndarray) -> np.ndarray:
     first = np.empty_like(new)
     np.put_along_axis(first, order, new, axis=1)
     return first
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """What the ranking of all items says of B users; all on the CPU.
+
+    Args:
+        ranks: (B, T) int64 rank of each target, see `target_ranks`.
+        items: (B, num) int64 best items, see `top_items`.
+        scores: (B, num) their scores.
+        sampled: (B, D) int64 ranks among D draws of negatives, see `sampled_ranks`.
+    """
+
+    ranks: Tensor
+    items: Tensor
+    scores: Tensor
+    sampled: Tensor
+
+
+def rank(
+    scores: Tensor,
+    seen: Tensor,
+    seen_mask: Tensor,
+    targets: Targets,
+    num: int,
+    candidates: Tensor | None = None,
+    negatives: Tensor | None = None,
+) -> Ranking:
+    """Rank all items for each user: where the targets stand, and the list shown.
+
+    Args:
+        scores: (B, M) float, only read.
+        seen: (B, L) int64 items met before; padding is allowed where `seen_mask` is False.
+        seen_mask: (B, L) bool.
+        targets: (B, T), on the CPU.
+        num: length of the list, at least 1; shorter lists are filled with item -1 and score -inf.
+        candidates: (M,) bool, items that may be ranked; None for all.
+        negatives: (B, D, num_negatives) int64 of D calls of `draw_negatives`; None for D = 0.
+
+    Raises:
+        DataError: on an item that has no score.
+    """
+    if negatives is None:
+        negatives = torch.zeros(len(scores), 0, 0, dtype=torch.int64)
+    for items in (seen, targets.items, negatives):
+        if items.numel() and int(items.max()) >= scores.shape[1]:
+            raise DataError(
+                f"item row {int(items.max())} has no score; the model scores items 0..{scores.shape[1] - 1}"
+            )
+    if compiled_for(scores) and scores.dtype == torch.float32:
+        return _rank_compiled(scores, seen, seen_mask, targets, num, candidates, negatives)
+    masked = mask_scores(scores, seen, seen_mask, candidates)
+    targets = Targets(targets.items.to(scores.device), targets.mask.to(scores.device))
+    shown, values = top_items(masked, num)
+    sampled = [sampled_ranks(masked, targets, draw.to(scores.device)).cpu() for draw in negatives.unbind(1)]
+    return Ranking(
+        target_ranks(masked, targets).cpu(),
+        shown.cpu(),
+        values.cpu(),
+        torch.stack(sampled, dim=1) if sampled else torch.zeros(len(scores), 0, dtype=torch.int64),
+    )
+
+
+def _rank_compiled(
+    scores: Tensor,
+    seen: Tensor,
+    seen_mask: Tensor,
+    targets: Targets,
+    num: int,
+    candidates: Tensor | None,
+    negatives: Tensor,
+) -> Ranking:
+    from fedrec.evaluation.kernels import rank_rows
+
+    num_users, num_items = scores.shape
+    allowed = torch.ones(num_items, dtype=torch.bool) if candidates is None else candidates
+    found = Ranking(
+        ranks=torch.empty_like(targets.items, memory_format=torch.contiguous_format),
+        items=torch.empty(num_users, num, dtype=torch.int64),
+        scores=torch.empty(num_users, num, dtype=torch.float32),
+        sampled=torch.empty(negatives.shape[:2], dtype=torch.int64),
+    )
+    given = (scores.detach(), seen, seen_mask, allowed, targets.items, targets.mask, negatives)
+    written = (found.ranks, found.sampled, found.items, found.scores)
+    over_rows(rank_rows, num_users, *(part.contiguous().numpy() for part in (*given, *written)))
+    return found
 
 
 def mask_scores(scores: Tensor, seen: Tensor, seen_mask: Tensor, candidates: Tensor | None = None) -> Tensor:
@@ -84,6 +178,8 @@ def target_ranks(masked: Tensor, targets: Targets) -> Tensor:
         (B, T) int64; M + 1 where padded.
     """
     num_items = masked.shape[1]
+    if not targets.items.shape[1]:
+        return targets.items
     scores = masked.gather(1, targets.items)
     if targets.items.shape[1] == 1:
         ranks = (masked >= scores).sum(dim=1, keepdim=True)
@@ -95,17 +191,22 @@ def target_ranks(masked: Tensor, targets: Targets) -> Tensor:
 
 
 def top_items(masked: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return the `num` best items of each user, best first, ties by item row.
+    """Return the `num` best items of each user, best first, ties by item row (also where the list ends within a tie).
 
     Args:
         masked: (B, M) from `mask_scores`.
-        num: length of the list; shorter lists are filled with item -1 and score -inf.
+        num: length of the list, at least 1; shorter lists are filled with item -1 and score -inf.
 
     Returns:
         (B, num) int64 items and (B, num) scores.
     """
     width = min(num, masked.shape[1])
     scores, items = torch.topk(masked, width, dim=1)
+    cut = ((masked >= scores[:, -1:]).sum(dim=1) > width).nonzero()[:, 0]
+    if len(cut):  # of a tie that the list ends within, any may be in it by now
+        scores[cut], items[cut] = (
+            part[:, :width] for part in torch.sort(masked[cut], dim=1, descending=True, stable=True)
+        )
     items, order = torch.sort(items, dim=1)
     scores, order = torch.sort(scores.gather(1, order), dim=1, descending=True, stable=True)
     items = items.gather(1, order)
@@ -115,50 +216,6 @@ def top_items(masked: Tensor, num: int) -> tuple[Tensor, Tensor]:
         items = torch.nn.functional.pad(items, (0, fill), value=-1)
         scores = torch.nn.functional.pad(scores, (0, fill), value=-torch.inf)
     return items, scores
-
-
-def draw_negatives(met: Tensor, user_keys: np.ndarray, key: Key, num_negatives: int = 99) -> Tensor:
-    """Draw distinct items that each user has never met, uniformly and for every model the same.
-
-    Candidates are drawn with replacement, and the first `num_negatives` that are new and unmet are kept: that is
-    uniform sampling without replacement. Users who have met nearly everything get the items of the smallest draws.
-
-    Args:
-        met: (B, M) bool, items the user has met in any part of the data.
-        user_keys: (B,) uint64.
-        key: a user's draws depend on nothing but this key and the user's own.
-        num_negatives: how many; all there are where a user has fewer.
-
-    Returns:
-        (B, num_negatives) int64, -1 where there are no more.
-    """
-    num_users, num_items = met.shape
-    negatives = torch.full((num_users, num_negatives), -1, dtype=torch.int64)
-    unmet = num_items - met.sum(dim=1)
-    scarce = (unmet < max(4 * num_negatives, num_items // 4)).numpy()
-    rows = np.flatnonzero(scarce)
-    if len(rows):
-        draws = torch.from_numpy(key.fold("all").user_uniforms(user_keys[rows], num_items))
-        values, items = torch.topk(
-            draws.masked_fill(met[rows], torch.inf), min(num_negatives, num_items), dim=1, largest=False
-        )
-        negatives[rows, : items.shape[1]] = torch.where(torch.isfinite(values), items, -1)
-    rows = np.flatnonzero(~scarce)
-    if len(rows):
-        drawn = key.user_uniforms(user_keys[rows], 16 * num_negatives)
-        negatives[rows] = _first_new(torch.from_numpy((drawn * num_items).astype(np.int64)), met[rows], num_negatives)
-    return negatives
-
-
-def _first_new(items: Tensor, met: Tensor, num: int) -> Tensor:
-    """Return the first `num` distinct unmet items of each row of (B, K) draws; K is ample, see the caller."""
-    ordered, order = torch.sort(items, dim=1, stable=True)
-    repeated = torch.zeros_like(ordered, dtype=torch.bool)
-    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    usable = torch.zeros_like(repeated).scatter_(1, order, ~repeated) & ~met.gather(1, items)
-    position = torch.where(usable, torch.arange(items.shape[1]), items.shape[1])
-    first = torch.topk(position, num, dim=1, largest=False, sorted=True).values
-    return torch.where(first < items.shape[1], items.gather(1, first.clamp(max=items.shape[1] - 1)), -1)
 
 
 def sampled_ranks(masked: Tensor, targets: Targets, negatives: Tensor) -> Tensor:

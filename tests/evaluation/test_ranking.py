@@ -11,9 +11,8 @@ import torch
 
 from fedrec.evaluation.counts import Cutoffs, add_users, summarise, summarise_slices, zero_counts
 from fedrec.evaluation.nodes import evaluate_users
-from fedrec.evaluation.ranking import Targets, draw_negatives, mask_scores, sampled_ranks, target_ranks, top_items
+from fedrec.evaluation.ranking import Targets, mask_scores, sampled_ranks, target_ranks, top_items
 from fedrec.models.registry import build_model
-from fedrec.randomness import Key, user_keys
 from tests.training import train
 from tests.worlds import checkerboard, make
 
@@ -89,6 +88,13 @@ def test_list_breaks_ties_by_item_row() -> None:
     assert items.tolist() == [[1, 3, 0, 2]] and scores[0].tolist() == pytest.approx([0.9, 0.9, 0.5, 0.5])
 
 
+def test_list_that_ends_within_a_tie_takes_the_first_items() -> None:
+    scores = torch.full((3, 500), 0.5)
+    scores[1, 400], scores[2, 7] = 0.9, NAN
+    items, _ = top_items(mask_scores(scores, torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 0).bool()), 3)
+    assert items.tolist() == [[0, 1, 2], [400, 0, 1], [0, 1, 2]]
+
+
 def test_constant_scorer_gets_almost_nothing() -> None:
     found = metrics([[0.0] * 50] * 20, *[[user] for user in range(20)], k=10, recall_k=20)
     assert found["hr@10"] < 0.001 and found["recall@20"] == 0
@@ -120,33 +126,6 @@ def test_slices_add_up_to_the_whole() -> None:
         assert sum(group[share] for group in slices["item_popularity"]) == pytest.approx(1)
     hits = sum(group["num_targets"] * group["hr@10"] for group in slices["item_popularity"])
     assert hits == pytest.approx(60 * whole["hr@10"])
-
-
-@pytest.mark.parametrize(("num_items", "num_met"), [(200, 50), (2000, 100), (2000, 1900), (50, 20)])
-def test_sampled_negatives_are_distinct_unmet_and_fixed(num_items: int, num_met: int) -> None:
-    met = torch.zeros(30, num_items, dtype=torch.bool)
-    met[:, :num_met] = True
-    keys = user_keys(np.arange(30))
-    negatives = draw_negatives(met, keys, Key.from_seed(0))
-    for row in negatives.tolist():
-        drawn = [item for item in row if item >= 0]
-        assert len(drawn) == len(set(drawn)) == min(99, num_items - num_met)
-        assert all(item >= num_met for item in drawn)
-    assert torch.equal(draw_negatives(met[7:9], keys[7:9], Key.from_seed(0)), negatives[7:9]), (
-        "no user depends on another"
-    )
-    assert not torch.equal(draw_negatives(met, keys, Key.from_seed(1)), negatives) or num_items - num_met < 99
-
-
-@pytest.mark.parametrize("num_items", [600, 2000])
-def test_sampled_negatives_are_uniform(num_items: int) -> None:
-    num_users, num_met = 3000, num_items // 10
-    met = torch.zeros(num_users, num_items, dtype=torch.bool)
-    met[:, :num_met] = True
-    negatives = draw_negatives(met, user_keys(np.arange(num_users)), Key.from_seed(2))
-    counts = np.bincount(negatives.reshape(-1).numpy(), minlength=num_items)[num_met:]
-    expected = num_users * 99 / (num_items - num_met)
-    assert np.abs(counts - expected).max() < 6 * math.sqrt(expected), "six standard deviations over all items"
 
 
 def test_rank_among_sampled_negatives_by_hand() -> None:
