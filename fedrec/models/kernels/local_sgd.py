@@ -25,7 +25,8 @@ def draw_examples(
 ) -> None:
     """Lay out the examples of users start..stop: per epoch the positives in random order, each with its negatives.
 
-    A negative is uniform over the items that the user has not met: the r-th of them, r drawn by multiply and shift.
+    A negative is uniform over the items that the user has not met: drawn from all and drawn again where met, or drawn
+    from a list of the unmet where they are few.
 
     Args:
         start: first user.
@@ -36,51 +37,51 @@ def draw_examples(
         num_items: M.
         num_negatives: negatives for each positive; none for a user who has met all items.
         num_epochs: epochs.
-        rows: (B, m) result: the distinct items touched, in the order they are met.
+        rows: (B, m) result: the distinct items touched, the user's own first.
         num_rows: (B,) result: how many.
         slots: (B, E) int32 result: for each example the position of its item in `rows`.
         num_examples: (B,) result: how many.
     """
-    owner = np.full(num_items, -1, np.int64)
-    slot_of = np.empty(num_items, np.int32)
-    sorted_items = np.empty(items.shape[1], np.int64)
+    seen = np.full(num_items, -1, np.int64)  # user x 2^32 + slot of whoever met the item last
     order = np.empty(items.shape[1], np.int64)
     for user in range(start, stop):
-        num = lengths[user]
-        known = _distinct(items[user, :num], sorted_items)
-        free = num_items - known
-        touched, example, word = 0, 0, 0
+        num, mark = lengths[user], np.int64(user) << 32
+        num_met = 0
+        for k in range(num):
+            item = items[user, k]
+            if seen[item] < mark:
+                seen[item] = mark + num_met
+                rows[user, num_met] = item
+                num_met += 1
+        unmet = np.arange(0)
+        if num_items < 4 * num_met:  # too few are unmet to find them by trying
+            unmet = np.flatnonzero(seen < mark)
+        per_positive = num_negatives if num_met < num_items else 0
+        touched, example, word = num_met, 0, 0
         for _ in range(num_epochs):
             _shuffle(order, num, words[user, word : word + num])
             word += num
             for k in range(num):
-                item = items[user, order[k]]
-                for negative in range(1 + (num_negatives if free > 0 else 0)):
-                    if negative > 0:
-                        drawn = (np.uint64(words[user, word]) * np.uint64(free)) >> np.uint64(32)
-                        item = _unmet(np.int64(drawn), sorted_items, known)
-                        word += 1
-                    if owner[item] != user:
-                        owner[item] = user
-                        slot_of[item] = touched
+                slots[user, example] = seen[items[user, order[k]]] - mark
+                example += 1
+                for _ in range(per_positive):
+                    draw = words[user, word]
+                    word += 1
+                    if len(unmet):
+                        item = unmet[_scaled(draw, len(unmet))]
+                    else:
+                        item = _scaled(draw, num_items)
+                        while mark <= seen[item] < mark + num_met:
+                            draw = _next_word(draw)
+                            item = _scaled(draw, num_items)
+                    if seen[item] < mark:
+                        seen[item] = mark + touched
                         rows[user, touched] = item
                         touched += 1
-                    slots[user, example] = slot_of[item]
+                    slots[user, example] = seen[item] - mark
                     example += 1
         num_rows[user] = touched
         num_examples[user] = example
-
-
-@njit(**OPTIONS)
-def _distinct(items: np.ndarray, out: np.ndarray) -> int:
-    """Write the distinct items in ascending order to `out`; return how many."""
-    ordered = np.sort(items)
-    num = 0
-    for k in range(len(ordered)):
-        if k == 0 or ordered[k] != ordered[k - 1]:
-            out[num] = ordered[k]
-            num += 1
-    return num
 
 
 @njit(**OPTIONS)
@@ -89,21 +90,23 @@ def _shuffle(order: np.ndarray, num: int, words: np.ndarray) -> None:
     for k in range(num):
         order[k] = k
     for k in range(num - 1, 0, -1):
-        other = np.int64((np.uint64(words[k]) * np.uint64(k + 1)) >> np.uint64(32))
+        other = _scaled(words[k], k + 1)
         order[k], order[other] = order[other], order[k]
 
 
 @njit(**OPTIONS)
-def _unmet(number: int, met: np.ndarray, num_met: int) -> int:
-    """Return the `number`-th item, from 0, that is not among the ascending `met[:num_met]`."""
-    low, high = 0, num_met
-    while low < high:
-        middle = (low + high) >> 1
-        if met[middle] - middle <= number:
-            low = middle + 1
-        else:
-            high = middle
-    return number + low
+def _scaled(word: int, num: int) -> int:
+    """Turn a random uint32 into a whole number in 0..num - 1, by multiply and shift."""
+    return np.int64((np.uint64(word) * np.uint64(num)) >> np.uint64(32))
+
+
+@njit(**OPTIONS)
+def _next_word(word: int) -> int:
+    """Return the uint32 that is tried after `word` (Weyl step and the finaliser of MurmurHash3)."""
+    mixed = (np.uint64(word) + np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)
+    mixed = ((mixed ^ (mixed >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
+    mixed = ((mixed ^ (mixed >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
+    return np.uint32(mixed ^ (mixed >> np.uint64(16)))
 
 
 @njit(**OPTIONS)
@@ -148,28 +151,70 @@ def train_users(
     errors = np.empty(batch_size, np.float32)
     gradient = np.empty(dim, np.float32)
     for user in range(start, stop):
-        vector, delta, row, slot = vectors[user], deltas[user], rows[user], slots[user]
-        for k in range(num_rows[user]):
-            moved = delta[k]
-            for j in range(dim):
-                moved[j] = 0
+        vector, delta, row = vectors[user], deltas[user], rows[user]
+        delta[: num_rows[user]] = 0
         for first in range(0, num_examples[user], batch_size):
-            size = min(batch_size, num_examples[user] - first)
-            gradient[:] = 0
-            for k in range(size):
-                item, moved = items[row[slot[first + k]]], delta[slot[first + k]]
-                score = np.float32(0)
-                for j in range(dim):
-                    score += vector[j] * (item[j] + moved[j])
+            slot = slots[user, first : min(first + batch_size, num_examples[user])]
+            error = errors[: len(slot)]
+            _score(vector, items, row, delta, slot, error)
+            for k in range(len(slot)):
+                score = error[k]
                 if logistic:
                     score = one / (one + np.exp(-score))
-                error = score - one if (first + k) % group == 0 else negative_weight * score
-                errors[k] = error
-                for j in range(dim):
-                    gradient[j] += error * (item[j] + moved[j])
-            for k in range(size):
-                moved, step = delta[slot[first + k]], learning_rate * errors[k]
+                error[k] = score - one if (first + k) % group == 0 else negative_weight * score
+            gradient[:] = 0
+            _add_gradient(error, items, row, delta, slot, gradient)
+            for k in range(len(slot)):
+                moved, step = delta[slot[k]], learning_rate * error[k]
                 for j in range(dim):
                     moved[j] -= step * vector[j]
             for j in range(dim):
                 vector[j] -= learning_rate * gradient[j]
+
+
+@njit(**OPTIONS)
+def _score(
+    vector: np.ndarray, items: np.ndarray, row: np.ndarray, delta: np.ndarray, slot: np.ndarray, out: np.ndarray
+) -> None:
+    """Write <vector, item + delta> of every example of a batch, four at a time: that fills the registers."""
+    dim, k = len(vector), 0
+    while k + 4 <= len(slot):
+        s0, s1, s2, s3 = slot[k], slot[k + 1], slot[k + 2], slot[k + 3]
+        a, b, c, e = items[row[s0]], items[row[s1]], items[row[s2]], items[row[s3]]
+        da, db, dc, de = delta[s0], delta[s1], delta[s2], delta[s3]
+        ta, tb, tc, te = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(dim):
+            v = vector[j]
+            ta += v * (a[j] + da[j])
+            tb += v * (b[j] + db[j])
+            tc += v * (c[j] + dc[j])
+            te += v * (e[j] + de[j])
+        out[k], out[k + 1], out[k + 2], out[k + 3] = ta, tb, tc, te
+        k += 4
+    while k < len(slot):
+        a, da, ta = items[row[slot[k]]], delta[slot[k]], np.float32(0)
+        for j in range(dim):
+            ta += vector[j] * (a[j] + da[j])
+        out[k] = ta
+        k += 1
+
+
+@njit(**OPTIONS)
+def _add_gradient(
+    error: np.ndarray, items: np.ndarray, row: np.ndarray, delta: np.ndarray, slot: np.ndarray, gradient: np.ndarray
+) -> None:
+    """Add sum of error x (item + delta) over the examples of a batch to `gradient`, four at a time."""
+    dim, k = len(gradient), 0
+    while k + 4 <= len(slot):
+        s0, s1, s2, s3 = slot[k], slot[k + 1], slot[k + 2], slot[k + 3]
+        a, b, c, e = items[row[s0]], items[row[s1]], items[row[s2]], items[row[s3]]
+        da, db, dc, de = delta[s0], delta[s1], delta[s2], delta[s3]
+        fa, fb, fc, fe = error[k], error[k + 1], error[k + 2], error[k + 3]
+        for j in range(dim):
+            gradient[j] += fa * (a[j] + da[j]) + fb * (b[j] + db[j]) + fc * (c[j] + dc[j]) + fe * (e[j] + de[j])
+        k += 4
+    while k < len(slot):
+        a, da, fa = items[row[slot[k]]], delta[slot[k]], error[k]
+        for j in range(dim):
+            gradient[j] += fa * (a[j] + da[j])
+        k += 1
