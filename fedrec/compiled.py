@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -67,8 +67,10 @@ def over_rows(kernel: Callable[..., Any], num_rows: int, *args: Any, cost: np.nd
         kernel(0, num_rows, *args)
         return
     pool = _pool(num_parts, os.getpid())
-    for done in [pool.submit(kernel, start, stop, *args) for start, stop in pairwise(edges)]:
-        done.result()
+    parts = [pool.submit(kernel, start, stop, *args) for start, stop in pairwise(edges)]
+    wait(parts)  # before an error leaves: nobody may still write to the arrays
+    for part in parts:
+        part.result()
 
 
 @lru_cache(maxsize=4)

@@ -42,6 +42,9 @@ class Block(Protocol):
 Contributions = Mapping[str, Block]
 """Named blocks of the same B users; a user's contribution is the concatenation of that user's part of every block."""
 
+_TINY = 1e-300
+"""Added to a square that may have underflowed."""
+
 
 def _zero_unused(values: Tensor, scale: Tensor) -> Tensor:
     """Replace the rows of users with scale 0 by zeros, so that a NaN there is gone (0 x NaN is NaN)."""
@@ -49,12 +52,26 @@ def _zero_unused(values: Tensor, scale: Tensor) -> Tensor:
     return torch.where(used, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
-def _check_rows(indptr: np.ndarray, total: Tensor) -> None:
-    """Refuse rows that the total does not have: a kernel would write outside of it."""
+def _check_agree(shape: tuple[int, ...], *tensors: Tensor) -> None:
+    """Refuse tensors whose shapes do not begin with `shape`: a kernel would read outside of them."""
+    for tensor in tensors:
+        if tensor.shape[: len(shape)] != shape:
+            raise ProtocolError(f"a block of a contribution has parts of shapes {shape} and {tuple(tensor.shape)}")
+
+
+def _check_shapes(indptr: np.ndarray, total: Tensor, width: int) -> None:
+    """Refuse rows or columns that the total does not have: a kernel would write outside of it."""
     if len(indptr) - 1 > len(total):
         raise ProtocolError(
             f"a contribution has row id {len(indptr) - 2}, allowed are 0..{len(total) - 1}; check the data"
         )
+    _check_width(total, width)
+
+
+def _check_width(total: Tensor, width: int) -> None:
+    """Refuse rows that are wider or narrower than those of the total."""
+    if total.shape[1:] != (width,):
+        raise ProtocolError(f"a contribution has rows of width {width}, the sum's shape is {tuple(total.shape)}")
 
 
 def _finite_rows(values: Tensor) -> Tensor:
@@ -138,20 +155,25 @@ class RowSparse:
     values: Tensor
     mask: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Check that the shapes agree."""
+        _check_agree(tuple(self.ids.shape), self.values, *([] if self.mask is None else [self.mask]))
+
     @cached_property
     def _coalesced(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids, values and mask of the rows to measure and to add: no id twice for a user."""
         mask = torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask
-        if compiled_for(self.values) and not any_twice(self.ids, mask):
-            return self.ids, self.values.contiguous(), mask
-        ids, values = coalesce(self.ids, self.values.masked_fill(~mask[:, :, None], 0.0), mask)
+        ids = self.ids if self.mask is None else self.ids.masked_fill(~mask, 0)
+        if compiled_for(self.values) and not any_twice(ids, mask):
+            return ids, self.values.contiguous(), mask
+        ids, values = coalesce(ids, self.values.masked_fill(~mask[:, :, None], 0.0), mask)
         return ids, values.contiguous(), torch.ones_like(mask)
 
     @cached_property
     def _squared_norms(self) -> Tensor:
         _, values, mask = self._coalesced
         if not compiled_for(values):
-            return values.to(torch.float64).square().sum(dim=(1, 2))
+            return values.to(torch.float64).masked_fill(~mask[:, :, None], 0.0).square().sum(dim=(1, 2))
         norms = np.empty(len(values))
         over_rows(kernels.squared_norms, len(values), values.numpy(), mask.numpy(), norms)
         return torch.from_numpy(norms)
@@ -170,12 +192,14 @@ class RowSparse:
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d)."""
         ids, values, mask = self._coalesced
+        _check_width(total, values.shape[2])
         if compiled_for(total, values):
             highest_row(ids, len(total))
             arrays = (ids, values, mask, scale.to(total.dtype), total)
             over_rows(kernels.add_rows, len(total), *(array.numpy() for array in arrays))
             return
-        values = _zero_unused(values.to(torch.float64), scale) * scale[:, None, None]
+        values = _zero_unused(values.to(torch.float64).masked_fill(~mask[:, :, None], 0.0), scale)
+        values = values * scale[:, None, None]
         total.index_add_(0, ids.reshape(-1), values.reshape(-1, values.shape[-1]).to(total.dtype))
 
 
@@ -190,6 +214,10 @@ class Entries:
 
     ids: Tensor
     weights: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that the shapes agree."""
+        _check_agree(tuple(self.ids.shape), self.weights)
 
     @cached_property
     def finite(self) -> Tensor:
@@ -215,6 +243,7 @@ class Entries:
     def matrix(self, num_rows: int, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the scaled coalesced weights as a sparse (num_rows, B) matrix; users of scale 0 have no entry."""
         ids, weights = self.coalesced
+        highest_row(ids, num_rows)
         weights = _zero_unused(weights, scale) * scale[:, None]
         users = torch.arange(len(weights), device=weights.device)[:, None].expand_as(weights)
         used = weights != 0
@@ -238,13 +267,21 @@ class RowOuter:
     entries: Entries
     vectors: Tensor
 
+    def __post_init__(self) -> None:
+        """Check that the shapes agree."""
+        _check_agree((len(self.entries.ids),), self.vectors)
+
     def finite(self) -> Tensor:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
         return self.entries.finite & _finite_rows(self.vectors)
 
     def squared_norms(self) -> Tensor:
-        """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids."""
-        return self.entries.coalesced[1].square().sum(dim=1) * self.vectors.to(torch.float64).square().sum(dim=1)
+        """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids.
+
+        Where the squares of one factor underflow and the other is huge, the product must not come out as nothing.
+        """
+        weights = self.entries.coalesced[1].square().sum(dim=1)
+        return (weights + _TINY) * (self.vectors.to(torch.float64).square().sum(dim=1) + _TINY)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d): a sparse (num_rows, B) x (B, d) product."""
@@ -253,7 +290,7 @@ class RowOuter:
             total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), vectors)
             return
         indptr, users, weights = self.entries.grouped
-        _check_rows(indptr, total)
+        _check_shapes(indptr, total, vectors.shape[1])
         arrays = (indptr, users, weights, scale.numpy(), vectors.contiguous().numpy(), total.numpy())
         over_rows(kernels.add_multiples, len(indptr) - 1, *arrays, cost=indptr)
 
@@ -287,6 +324,10 @@ class RowMoments(_Unbounded):
     entries: Entries
     vectors: Tensor
 
+    def __post_init__(self) -> None:
+        """Check that the shapes agree."""
+        _check_agree((len(self.entries.ids),), self.vectors)
+
     def finite(self) -> Tensor:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
         return self.entries.finite & _finite_rows(self.vectors)
@@ -300,7 +341,7 @@ class RowMoments(_Unbounded):
             total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), outer)
             return
         indptr, users, weights = self.entries.grouped
-        _check_rows(indptr, total)
+        _check_shapes(indptr, total, vectors.shape[1] * (vectors.shape[1] + 1) // 2)
         factors = scale.numpy()[users]
         weights = np.where(factors == 0, 0.0, factors * weights).astype(vectors.numpy().dtype)
         arrays = (indptr, users, weights, vectors.contiguous().numpy(), total.numpy())

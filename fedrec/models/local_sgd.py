@@ -25,14 +25,14 @@ class Examples:
         num_rows: (B,) int64.
         slots: (B, E) int32: the position in `rows` of each example's item.
         num_examples: (B,) int64.
-        group: every `group`-th example is a positive.
+        groups: (B,) int64: every `groups[u]`-th example is a positive; 1 where a user has no negatives.
     """
 
     rows: Tensor
     num_rows: Tensor
     slots: Tensor
     num_examples: Tensor
-    group: int
+    groups: Tensor
 
     @property
     def row_mask(self) -> Tensor:
@@ -77,20 +77,20 @@ def draw_examples(users: UserBatch, num_items: int, num_negatives: int, num_epoc
     items, lengths = users.items.cpu(), users.lengths.cpu()
     highest_row(items, num_items)
     num_users, width = items.shape
-    group = 1 + num_negatives
-    num_examples = num_epochs * width * group
+    num_examples = num_epochs * width * (1 + num_negatives)
     words = key.fold("examples").user_words(users.keys, num_examples)
     rows = torch.zeros(num_users, min(num_examples, num_items), dtype=torch.int64)
     slots = torch.zeros(num_users, num_examples, dtype=torch.int32)
-    counts = torch.zeros(2, num_users, dtype=torch.int64)
+    counts = torch.zeros(3, num_users, dtype=torch.int64)
     over_rows(
         kernels.draw_examples,
         num_users,
         *(items.numpy(), lengths.numpy(), words, num_items, num_negatives, num_epochs),
-        *(rows.numpy(), counts[0].numpy(), slots.numpy(), counts[1].numpy()),
+        *(rows.numpy(), counts[0].numpy(), slots.numpy(), counts[1].numpy(), counts[2].numpy()),
     )
     device = users.items.device
-    return Examples(rows.to(device), counts[0].to(device), slots.to(device), counts[1].to(device), group)
+    rows, slots, counts = rows.to(device), slots.to(device), counts.to(device)
+    return Examples(rows, counts[0], slots, counts[1], counts[2])
 
 
 def train_users(items: Tensor, vectors: Tensor, examples: Examples, sgd: LocalSgd) -> tuple[Tensor, Tensor]:
@@ -110,11 +110,12 @@ def train_users(items: Tensor, vectors: Tensor, examples: Examples, sgd: LocalSg
     if not compiled_for(items, vectors):
         return _train_with_torch(items, vectors, examples, sgd)
     deltas = torch.empty(*examples.rows.shape, items.shape[1], dtype=torch.float32)
+    batch_size = min(sgd.batch_size, max(1, examples.slots.shape[1]))
     over_rows(
         kernels.train_users,
         len(vectors),
         *(items.contiguous().numpy(), examples.rows.numpy(), examples.num_rows.numpy(), examples.slots.numpy()),
-        *(examples.num_examples.numpy(), examples.group, sgd.batch_size, np.float32(sgd.learning_rate)),
+        *(examples.num_examples.numpy(), examples.groups.numpy(), batch_size, np.float32(sgd.learning_rate)),
         *(np.float32(sgd.negative_weight), sgd.logistic, vectors.numpy(), deltas.numpy()),
     )
     return vectors, deltas
@@ -126,7 +127,7 @@ def _train_with_torch(items: Tensor, vectors: Tensor, examples: Examples, sgd: L
     deltas = torch.zeros_like(start)
     position = torch.arange(examples.slots.shape[1], device=items.device)
     counted = position < examples.num_examples[:, None]
-    positive = position % examples.group == 0
+    positive = position % examples.groups[:, None] == 0
     for first in range(0, len(position), sgd.batch_size):
         part = slice(first, first + sgd.batch_size)
         index = examples.slots[:, part, None].to(torch.int64).expand(-1, -1, items.shape[1])
@@ -134,7 +135,7 @@ def _train_with_torch(items: Tensor, vectors: Tensor, examples: Examples, sgd: L
         scores = (rows * vectors[:, None]).sum(dim=2)
         if sgd.logistic:
             scores = torch.sigmoid(scores)
-        errors = torch.where(positive[part], scores - 1, sgd.negative_weight * scores)
+        errors = torch.where(positive[:, part], scores - 1, sgd.negative_weight * scores)
         steps = -sgd.learning_rate * torch.where(counted[:, part], errors, 0.0)
         moves = (steps[:, :, None] * rows).sum(dim=1)
         deltas.scatter_add_(1, index, steps[:, :, None] * vectors[:, None])

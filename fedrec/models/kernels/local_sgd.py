@@ -22,6 +22,7 @@ def draw_examples(
     num_rows: np.ndarray,
     slots: np.ndarray,
     num_examples: np.ndarray,
+    groups: np.ndarray,
 ) -> None:
     """Lay out the examples of users start..stop: per epoch the positives in random order, each with its negatives.
 
@@ -41,6 +42,7 @@ def draw_examples(
         num_rows: (B,) result: how many.
         slots: (B, E) int32 result: for each example the position of its item in `rows`.
         num_examples: (B,) result: how many.
+        groups: (B,) result: every `groups[user]`-th example is a positive.
     """
     seen = np.full(num_items, -1, np.int64)  # user x 2^32 + slot of whoever met the item last
     order = np.empty(items.shape[1], np.int64)
@@ -70,10 +72,10 @@ def draw_examples(
                     if len(unmet):
                         item = unmet[_scaled(draw, len(unmet))]
                     else:
-                        item = _scaled(draw, num_items)
+                        item, tries = _scaled(draw, num_items), 0
                         while mark <= seen[item] < mark + num_met:
-                            draw = _next_word(draw)
-                            item = _scaled(draw, num_items)
+                            tries += 1
+                            item = _scaled(_other_word(draw, tries), num_items)
                     if seen[item] < mark:
                         seen[item] = mark + touched
                         rows[user, touched] = item
@@ -82,6 +84,7 @@ def draw_examples(
                     example += 1
         num_rows[user] = touched
         num_examples[user] = example
+        groups[user] = 1 + per_positive
 
 
 @njit(**OPTIONS)
@@ -95,15 +98,19 @@ def _shuffle(order: np.ndarray, num: int, words: np.ndarray) -> None:
 
 
 @njit(**OPTIONS)
-def _scaled(word: int, num: int) -> int:
+def _scaled(word: int, num: int) -> np.int64:
     """Turn a random uint32 into a whole number in 0..num - 1, by multiply and shift."""
     return np.int64((np.uint64(word) * np.uint64(num)) >> np.uint64(32))
 
 
 @njit(**OPTIONS)
-def _next_word(word: int) -> int:
-    """Return the uint32 that is tried after `word` (Weyl step and the finaliser of MurmurHash3)."""
-    mixed = (np.uint64(word) + np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)
+def _other_word(word: int, tries: int) -> np.uint32:
+    """Return the uint32 of the next try: a Weyl sequence from `word`, through the finaliser of MurmurHash3.
+
+    The sequence visits every uint32 before one comes again, and the finaliser is one to one: no word tries the same
+    few items for ever.
+    """
+    mixed = (np.uint64(word) + np.uint64(tries) * np.uint64(0x9E3779B9)) & np.uint64(0xFFFFFFFF)
     mixed = ((mixed ^ (mixed >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
     mixed = ((mixed ^ (mixed >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
     return np.uint32(mixed ^ (mixed >> np.uint64(16)))
@@ -118,7 +125,7 @@ def train_users(
     num_rows: np.ndarray,
     slots: np.ndarray,
     num_examples: np.ndarray,
-    group: int,
+    groups: np.ndarray,
     batch_size: int,
     learning_rate: float,
     negative_weight: float,
@@ -138,7 +145,7 @@ def train_users(
         num_rows: (B,).
         slots: (B, E).
         num_examples: (B,).
-        group: every `group`-th example is a positive, the others are negatives.
+        groups: (B,) every `groups[user]`-th example is a positive, the others are negatives.
         batch_size: examples of a step.
         learning_rate: float32.
         negative_weight: float32 weight of a negative example.
@@ -151,7 +158,7 @@ def train_users(
     errors = np.empty(batch_size, np.float32)
     gradient = np.empty(dim, np.float32)
     for user in range(start, stop):
-        vector, delta, row = vectors[user], deltas[user], rows[user]
+        vector, delta, row, group = vectors[user], deltas[user], rows[user], groups[user]
         delta[: num_rows[user]] = 0
         for first in range(0, num_examples[user], batch_size):
             slot = slots[user, first : min(first + batch_size, num_examples[user])]

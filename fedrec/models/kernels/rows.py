@@ -142,12 +142,15 @@ def squared_norms(start: int, stop: int, values: np.ndarray, mask: np.ndarray, n
     """
     for user in range(start, stop):
         total = 0.0
-        for k in range(values.shape[1]):
-            if mask[user, k]:
-                row, part = values[user, k], 0.0  # row by row: the error grows with the rows, not with every entry
-                for j in range(len(row)):
-                    part += np.float64(row[j]) * np.float64(row[j])
-                total += part
+        for first in range(0, values.shape[1], 256):  # parts of parts: the error must not grow with every entry
+            several = 0.0
+            for k in range(first, min(first + 256, values.shape[1])):
+                if mask[user, k]:
+                    row, part = values[user, k], 0.0
+                    for j in range(len(row)):
+                        part += np.float64(row[j]) * np.float64(row[j])
+                    several += part
+            total += several
         norms[user] = total
 
 
