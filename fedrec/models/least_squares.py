@@ -29,8 +29,8 @@ def solve_users(items: Tensor, common: Tensor, ids: Tensor, weights: Tensor, rid
     Raises:
         ProtocolError: where an id is no row of `items`.
     """
+    highest_row(ids, len(items))
     if compiled_for(items, ids):
-        highest_row(ids, len(items))
         vectors = torch.empty(len(ids), items.shape[1], dtype=items.dtype)
         arrays = (items, common, ids, weights.to(items.dtype), ridge.to(items.dtype), vectors)
         over_rows(kernels.solve_users, len(ids), *(array.contiguous().numpy() for array in arrays))
