@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrec.data.padding import pad
+from fedrec.errors import ConfigError
 
 
 class Histories(Protocol):
@@ -157,7 +158,12 @@ def user_batches(
         max_elements: bound on B x L of a batch: the micro-batch that bounds memory.
         max_users: bound on B.
         keys: (num_users,) uint64 of all users; only models that draw need them.
+
+    Raises:
+        ConfigError: where a bound is below 1.
     """
+    if max_elements < 1 or max_users < 1:
+        raise ConfigError(f"max_elements={max_elements}, max_users={max_users}: a batch holds 1 or more of each")
     rows = np.arange(histories.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
     lengths = histories.lengths[rows]
     order = np.lexsort((rows, lengths))

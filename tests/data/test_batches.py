@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.data.batches import make_batch, user_batches
 from fedrec.data.interactions import Interactions, Vocabulary
+from fedrec.errors import ConfigError
 from tests.data.histories import histories, make
 
 FAST = settings(max_examples=100, deadline=None)
@@ -62,6 +64,12 @@ def test_only_the_users_asked_for_come() -> None:
     seen = [row for batch in user_batches(data, np.array([5, 0, 3]), max_elements=6) for row in batch.rows.tolist()]
     assert sorted(seen) == [0, 3, 5]
     assert list(user_batches(data, np.empty(0, dtype=np.int64))) == []
+
+
+@pytest.mark.parametrize("bound", ["max_elements", "max_users"])
+def test_a_bound_that_fits_nobody_is_refused(bound: str) -> None:
+    with pytest.raises(ConfigError, match=f"{bound}=0"):
+        next(user_batches(make([(0, 0, 1)], 1, 1), **{bound: 0}))
 
 
 def test_users_without_interactions_have_empty_rows() -> None:
