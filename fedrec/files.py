@@ -8,13 +8,15 @@ from pathlib import Path
 from fedrec.errors import ProtocolError
 
 
-def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+def replace_file(path: Path, content: bytes, mode: int = 0o644, durable: bool = True) -> None:
     """Write a temporary file beside `path`, flush it to disk and rename it over `path`.
 
     Args:
         path: file to replace; its folder must exist.
         content: the new content.
         mode: rights of the new file.
+        durable: wait until the disk has it. Where False, a crash of the process still leaves the old or the new file,
+            but a power cut may leave a damaged one: for what can be made again.
 
     Raises:
         ProtocolError: where the disk is full or the folder can't be written; the old file is then untouched.
@@ -26,12 +28,14 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise ProtocolError(f"{path} can't be written ({error}); free space or fix rights, then resume") from error
 

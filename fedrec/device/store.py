@@ -47,7 +47,8 @@ class DeviceStore:
 
         Args:
             run_id: the run.
-            plan_digest: digest of the plan that the server announced; the first one of a run is pinned.
+            plan_digest: digest of the plan that the server announced; the first one of a run is pinned. "" without
+                privacy: then nothing is spent, and the record need not outlast a power cut.
             round_number: from 1.
             shared: the shared parameters as broadcast; a round asked for again must bring the same.
             max_rounds: how many rounds the plan allows; counted for each run.
@@ -77,12 +78,13 @@ class DeviceStore:
         if known is not None:
             return
         run["rounds"][str(round_number)] = asked
-        replace_file(self._folder / "participation.json", json.dumps(record, sort_keys=True).encode(), _PRIVATE)
+        content = json.dumps(record, sort_keys=True).encode()
+        replace_file(self._folder / "participation.json", content, _PRIVATE, durable=bool(plan_digest))
 
     def save_state(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the private state; name -> (num_users, ...)."""
+        """Replace the private state; name -> (num_users, ...). It can be fitted again, so no disk is waited for."""
         content = save({name: tensor.contiguous() for name, tensor in state.items()})
-        replace_file(self._folder / "private_state.safetensors", content, _PRIVATE)
+        replace_file(self._folder / "private_state.safetensors", content, _PRIVATE, durable=False)
 
     def load_state(self) -> dict[str, Tensor]:
         """Return the private state, empty where none was saved.

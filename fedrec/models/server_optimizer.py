@@ -24,7 +24,7 @@ class ServerOptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["sgd", "adam"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.2
     momentum: Decay = 0.9
     second_momentum: Decay = 0.99
     stability: Annotated[float, Field(gt=0)] = 1e-5

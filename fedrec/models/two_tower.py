@@ -28,9 +28,9 @@ class TwoTowerConfig(AlsConfig):
     start: Literal["solve", "zero"] = "solve"
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
     local_batch_size: Annotated[int, Field(ge=1)] = 256
-    local_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    local_learning_rate: Annotated[float, Field(gt=0)] = 0.005
     num_negatives: Annotated[int, Field(ge=1, le=100)] = 4
-    negative_weight: Annotated[float, Field(gt=0)] = 1.0
+    negative_weight: Annotated[float, Field(gt=0)] = 2.0
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
 
 
