@@ -31,6 +31,12 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json as one line, the last of stdout.")]
 Runtime = Annotated[str, typer.Option(help="'local' (in-process) or 'ray' (Flower's simulation engine).")]
 
+DataFile = Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or Parquet file.")]
+UserColumn = Annotated[str, typer.Option(help="Column of user ids.")]
+ItemColumn = Annotated[str, typer.Option(help="Column of item ids.")]
+TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
+RatingColumn = Annotated[str | None, typer.Option(help="Column of ratings.")]
+
 Delta = Annotated[float, typer.Option(help="Delta of the guarantee, well below 1 / population size.")]
 Population = Annotated[int, typer.Option(min=1, help="Public, declared number of users.")]
 NumRounds = Annotated[int, typer.Option(min=1, help="Number of releases.")]
@@ -156,11 +162,11 @@ def calibrate(
 
 @data_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or Parquet file.")],
-    user: Annotated[str, typer.Option(help="Column of user ids.")] = "user",
-    item: Annotated[str, typer.Option(help="Column of item ids.")] = "item",
-    timestamp: Annotated[str | None, typer.Option(help="Column of times.")] = None,
-    rating: Annotated[str | None, typer.Option(help="Column of ratings.")] = None,
+    file: DataFile,
+    user: UserColumn = "user",
+    item: ItemColumn = "item",
+    timestamp: TimeColumn = None,
+    rating: RatingColumn = None,
 ) -> None:
     """Name line and column of everything that is wrong in a data file, or summarise a good one."""
     from fedrec.data.check import check_file
@@ -170,6 +176,28 @@ def check(
     typer.echo(str(found))
     if found.num_problems:
         raise typer.Exit(2)
+
+
+@data_app.command("pack")
+def pack(
+    file: DataFile,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder, for data.path of a config.")],
+    user: UserColumn = "user",
+    item: ItemColumn = "item",
+    timestamp: TimeColumn = None,
+    rating: RatingColumn = None,
+    context: Annotated[list[str] | None, typer.Option(help="Column of a context field; may be repeated.")] = None,
+) -> None:
+    """Write every row of a data file as columnar files, which open at once whatever their size."""
+    from fedrec.data.columnar_writer import store_interactions
+    from fedrec.data.sources import load
+
+    columns = {"user": user, "item": item, "timestamp": timestamp, "rating": rating, "context": context or ()}
+    stored = store_interactions(to, load(path=file, columns=columns, repeat=True).interactions)
+    typer.echo(
+        f"{to}: {len(stored):,} interactions of {stored.num_users:,} users with {stored.num_items:,} items, "
+        f"{stored.num_bytes:,} bytes"
+    )
 
 
 @app.command()

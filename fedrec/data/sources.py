@@ -110,10 +110,10 @@ def _from_file(path: Path, columns: Mapping[str, object] | None, min_rating: flo
 
 
 def _from_folder(path: Path, columns: Mapping[str, object] | None, min_rating: float | None, repeat: bool) -> Dataset:
-    if columns:
+    if (named := ColumnNames.from_mapping(columns).by_role()) != ColumnNames().by_role():
         raise ConfigError(
-            f"data.columns names {', '.join(columns)}, but {path} is a folder of columnar files, whose columns are "
-            "fixed; remove data.columns"
+            f"data.columns names {', '.join(named.values())}, but {path} is a folder of columnar files, "
+            "whose columns are fixed; remove data.columns"
         )
     interactions = open_columnar(path).to_interactions()
     if min_rating is not None:
