@@ -114,7 +114,7 @@ class Coordinator:
 
         Args:
             round_number: the round that `begin` opened.
-            sums: one bounded sum a node, of disjoint users.
+            sums: one bounded sum a node, of disjoint users; the first becomes the sum of all.
             num_users: users behind the sums; only used without privacy, where it is the divisor.
             absent: names of the nodes whose sum is missing, each with the number of nodes in it.
 
@@ -125,9 +125,7 @@ class Coordinator:
             Noise follows from who is absent, too: else the release of a run in which a node dropped out, and that of
             the same run undisturbed, would differ by exactly that node's sum.
         """
-        total = BoundedSum(self.model.totals(self.shared), self.clipping_norm)
-        for one in sums:
-            total.merge(one)
+        total = self._add_up(sums)
         released, digest = self._release(total, round_number, num_users, absent)
         state = self.model.update(self.checkpoint.state, released)
         broken = [name for name, tensor in state.shared.items() if not torch.isfinite(tensor).all()]
@@ -138,6 +136,16 @@ class Coordinator:
             )
         position = None if self.ledger is None else self.ledger.position
         self._next = Checkpoint(state, round_number, self.run_id, digest, position)
+
+    def _add_up(self, sums: Sequence[BoundedSum]) -> BoundedSum:
+        if not sums:
+            return BoundedSum(self.model.totals(self.shared), self.clipping_norm)
+        nothing = {name: tensor.to("meta") for name, tensor in self.shared.items()}
+        BoundedSum(self.model.totals(nothing), self.clipping_norm).check_same_kind(sums[0])
+        total = sums[0]
+        for one in sums[1:]:
+            total.merge(one)
+        return total
 
     def commit(self) -> None:
         """Make the aggregated round last: checkpoint first, then the ledger's record that it was published."""

@@ -83,6 +83,20 @@ class BoundedSum:
         Privacy:
             The users of the two sums must be disjoint; then the sensitivity stays `clipping_norm`.
         """
+        self.check_same_kind(other)
+        for name, total in self.totals.items():
+            total += other.totals[name].to(total.dtype)
+
+    def check_same_kind(self, other: BoundedSum) -> None:
+        """Raise unless the other sum has the same bound and the same blocks.
+
+        Raises:
+            PrivacyError: where the clipping norms differ.
+            ProtocolError: where the blocks differ in name or shape.
+
+        Privacy:
+            Sums of different bounds have no common sensitivity.
+        """
         if other.clipping_norm != self.clipping_norm:
             raise PrivacyError(
                 f"a sum clipped to {other.clipping_norm} can't be added to one clipped to {self.clipping_norm}; "
@@ -92,8 +106,6 @@ class BoundedSum:
         found = {name: tuple(total.shape) for name, total in other.totals.items()}
         if shapes != found:
             raise ProtocolError(f"a sum has blocks {found}, they must be {shapes}; it comes from another model")
-        for name, total in self.totals.items():
-            total += other.totals[name].to(total.dtype)
 
 
 def clip_scales(contributions: Mapping[str, ClippableBlock], clipping_norm: float) -> Tensor:

@@ -98,7 +98,7 @@ def publish_exact(bounded_sum: BoundedSum, divisor: float) -> Release:
     """Divide a sum without adding noise, for runs without privacy.
 
     Args:
-        bounded_sum: any sums.
+        bounded_sum: any sums; they are divided in place, for they may be large.
         divisor: positive.
 
     Raises:
@@ -109,7 +109,7 @@ def publish_exact(bounded_sum: BoundedSum, divisor: float) -> Release:
     """
     if not 0 < divisor < math.inf:
         raise PrivacyError(f"divisor={divisor} is not a positive finite number; give the public expected cohort size")
-    blocks = {name: total.detach() / divisor for name, total in sorted(bounded_sum.totals.items())}
+    blocks = {name: total.detach().div_(divisor) for name, total in sorted(bounded_sum.totals.items())}
     return Release(blocks, dict.fromkeys(blocks, 0.0), float(divisor))
 
 
