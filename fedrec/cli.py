@@ -188,7 +188,7 @@ def pack(
     rating: RatingColumn = None,
     context: Annotated[list[str] | None, typer.Option(help="Column of a context field; may be repeated.")] = None,
 ) -> None:
-    """Write every row of a data file as columnar files, which open at once whatever their size."""
+    """Write every row of a data file as columnar files, which are mapped instead of parsed."""
     from fedrec.data.columnar_writer import store_interactions
     from fedrec.data.sources import load
 
