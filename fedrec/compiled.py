@@ -66,11 +66,15 @@ def over_rows(kernel: Callable[..., Any], num_rows: int, *args: Any, cost: np.nd
     if num_parts == 1:
         kernel(0, num_rows, *args)
         return
-    pool = _pool(num_parts, os.getpid())
-    parts = [pool.submit(kernel, start, stop, *args) for start, stop in pairwise(edges)]
-    wait(parts)  # before an error leaves: nobody may still write to the arrays
-    for part in parts:
-        part.result()
+    (first, *rest) = pairwise(edges)
+    pool = _pool(num_parts - 1, os.getpid())
+    others = [pool.submit(kernel, start, stop, *args) for start, stop in rest]
+    try:
+        kernel(*first, *args)
+    finally:
+        wait(others)  # before an error leaves: nobody may still write to the arrays
+    for other in others:
+        other.result()
 
 
 @lru_cache(maxsize=4)
