@@ -59,17 +59,9 @@ def _check_agree(shape: tuple[int, ...], *tensors: Tensor) -> None:
             raise ProtocolError(f"a block of a contribution has parts of shapes {shape} and {tuple(tensor.shape)}")
 
 
-def _check_shapes(indptr: np.ndarray, total: Tensor, width: int) -> None:
-    """Refuse rows or columns that the total does not have: a kernel would write outside of it."""
-    if len(indptr) - 1 > len(total):
-        raise ProtocolError(
-            f"a contribution has row id {len(indptr) - 2}, allowed are 0..{len(total) - 1}; check the data"
-        )
-    _check_width(total, width)
-
-
-def _check_width(total: Tensor, width: int) -> None:
-    """Refuse rows that are wider or narrower than those of the total."""
+def _check_fits(ids: Tensor, width: int, total: Tensor) -> None:
+    """Refuse rows that the total does not have, or has in another width: a kernel would write outside of it."""
+    highest_row(ids, len(total))
     if total.shape[1:] != (width,):
         raise ProtocolError(f"a contribution has rows of width {width}, the sum's shape is {tuple(total.shape)}")
 
@@ -138,7 +130,8 @@ def from_moments(moments: Tensor, dim: int) -> Tensor:
 def _triangle(dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the (2, d (d + 1) / 2) indices of the upper triangle, and 1 on the diagonal and sqrt(2) off it."""
     upper = torch.triu_indices(dim, dim, device=like.device)
-    return upper, torch.where(upper[0] == upper[1], 1.0, 2.0**0.5).to(like)
+    factor = torch.full(upper.shape[1:], 2.0**0.5, dtype=like.dtype, device=like.device)
+    return upper, factor.masked_fill(upper[0] == upper[1], 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +185,8 @@ class RowSparse:
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d)."""
         ids, values, mask = self._coalesced
-        _check_width(total, values.shape[2])
+        _check_fits(ids, values.shape[2], total)
         if compiled_for(total, values):
-            highest_row(ids, len(total))
             arrays = (ids, values, mask, scale.to(total.dtype), total)
             over_rows(kernels.add_rows, len(total), *(array.numpy() for array in arrays))
             return
@@ -243,7 +235,6 @@ class Entries:
     def matrix(self, num_rows: int, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the scaled coalesced weights as a sparse (num_rows, B) matrix; users of scale 0 have no entry."""
         ids, weights = self.coalesced
-        highest_row(ids, num_rows)
         weights = _zero_unused(weights, scale) * scale[:, None]
         users = torch.arange(len(weights), device=weights.device)[:, None].expand_as(weights)
         used = weights != 0
@@ -286,11 +277,11 @@ class RowOuter:
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d): a sparse (num_rows, B) x (B, d) product."""
         vectors = _zero_unused(self.vectors, scale).to(total.dtype)
+        _check_fits(self.entries.ids, vectors.shape[1], total)
         if not compiled_for(total, vectors):
             total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), vectors)
             return
         indptr, users, weights = self.entries.grouped
-        _check_shapes(indptr, total, vectors.shape[1])
         arrays = (indptr, users, weights, scale.numpy(), vectors.contiguous().numpy(), total.numpy())
         over_rows(kernels.add_multiples, len(indptr) - 1, *arrays, cost=indptr)
 
@@ -335,15 +326,15 @@ class RowMoments(_Unbounded):
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled outer products of all users to `total` (num_rows, d (d + 1) / 2)."""
         vectors = _zero_unused(self.vectors, scale).to(total.dtype)
+        _check_fits(self.entries.ids, vectors.shape[1] * (vectors.shape[1] + 1) // 2, total)
         if not compiled_for(total, vectors):
             upper = torch.triu_indices(vectors.shape[1], vectors.shape[1], device=vectors.device)
             outer = vectors[:, upper[0]] * vectors[:, upper[1]]
             total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), outer)
             return
         indptr, users, weights = self.entries.grouped
-        _check_shapes(indptr, total, vectors.shape[1] * (vectors.shape[1] + 1) // 2)
         factors = scale.numpy()[users]
-        weights = np.where(factors == 0, 0.0, factors * weights).astype(vectors.numpy().dtype)
+        weights = (factors * np.where(factors == 0, 0.0, weights)).astype(vectors.numpy().dtype)
         arrays = (indptr, users, weights, vectors.contiguous().numpy(), total.numpy())
         over_rows(kernels.add_moments, len(indptr) - 1, *arrays, cost=indptr)
 

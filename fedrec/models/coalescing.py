@@ -41,8 +41,12 @@ def coalesce(ids: Tensor, values: Tensor, mask: Tensor | None = None) -> tuple[T
 def any_twice(ids: Tensor, mask: Tensor | None = None) -> bool:
     """Return whether an id stands twice in a row, among the entries that count; ids (B, m) on the CPU, mask (B, m)."""
     counted = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    num_rows, rows = highest_row(ids) + 1, ids.numpy()
+    if num_rows > max(2**24, rows.size):  # no table has so many rows, or next to none of them is in use
+        distinct, rows = np.unique(rows, return_inverse=True)
+        num_rows, rows = len(distinct), rows.reshape(ids.shape)
     twice = np.zeros(len(ids), dtype=bool)
-    over_rows(kernels.any_twice, len(ids), ids.numpy(), counted.numpy(), highest_row(ids) + 1, twice)
+    over_rows(kernels.any_twice, len(ids), rows, counted.numpy(), num_rows, twice)
     return bool(twice.any())
 
 
