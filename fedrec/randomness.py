@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 _TO_UNIT = float(2.0**-53)
+_USERS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,9 @@ def user_keys(user_ids: np.ndarray) -> np.ndarray:
     Returns:
         (num_users,) uint64.
     """
-    digests = b"".join(hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in user_ids.tolist())
-    return np.frombuffer(digests, dtype="<u8").copy()
+    keys = np.empty(len(user_ids), dtype="<u8")
+    for start in range(0, len(user_ids), _USERS_AT_ONCE):
+        part = slice(start, start + _USERS_AT_ONCE)
+        digests = (hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in user_ids[part].tolist())
+        keys[part] = np.frombuffer(b"".join(digests), dtype="<u8")
+    return keys

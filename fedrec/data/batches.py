@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -123,7 +124,8 @@ def make_batch(histories: Histories, rows: np.ndarray, keys: np.ndarray | None =
         rows: (B,) rows of the users wanted.
         keys: (num_users,) uint64 of all users, see `fedrec.randomness.user_keys`; only models that draw need them.
     """
-    lengths, first = histories.lengths[rows], histories.indptr[rows]
+    first = histories.indptr[rows]
+    lengths = histories.indptr[rows + 1] - first
     width = int(lengths.max(initial=0))
 
     def padded(column: np.ndarray) -> Tensor:
@@ -165,14 +167,22 @@ def user_batches(
     if max_elements < 1 or max_users < 1:
         raise ConfigError(f"max_elements={max_elements}, max_users={max_users}: a batch holds 1 or more of each")
     rows = np.arange(histories.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
-    lengths = histories.lengths[rows]
+    rows, edges = _buckets(rows, histories.lengths[rows], max_elements, max_users)
+    for start, stop in pairwise(edges):
+        yield make_batch(histories, rows[start:stop], keys)
+
+
+def _buckets(rows: np.ndarray, lengths: np.ndarray, max_elements: int, max_users: int) -> tuple[np.ndarray, list[int]]:
+    """Return the rows sorted by length, and where each batch of them starts and the last one ends.
+
+    All is worked out before the first batch, so that of the memory that grows with users only the rows stay.
+    """
     order = np.lexsort((rows, lengths))
     rows, lengths = rows[order], lengths[order]
-    start = 0
-    while start < len(rows):
+    edges = [0]
+    while edges[-1] < len(rows):
+        start = edges[-1]
         stop = min(start + max_users, len(rows))
         cells = np.arange(1, stop - start + 1) * np.maximum(lengths[start:stop], 1)
-        fits = int(np.searchsorted(cells, max_elements, side="right"))
-        stop = start + max(fits, 1)
-        yield make_batch(histories, rows[start:stop], keys)
-        start = stop
+        edges.append(start + max(int(np.searchsorted(cells, max_elements, side="right")), 1))
+    return rows, edges

@@ -117,9 +117,9 @@ class StoredHistories:
         """Return the size of all files but the header."""
         return sum(file.num_bytes for file in self.header.files.values())
 
-    @cached_property
+    @property
     def lengths(self) -> np.ndarray:
-        """Return (num_users,) int64: how many interactions each user has (in memory, 8 bytes a user)."""
+        """Return (num_users,) int64: how many interactions each user has; worked out at each call, not kept."""
         return np.diff(self.indptr)
 
     @cached_property
