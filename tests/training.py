@@ -10,7 +10,7 @@ from fedrec.data.interactions import Interactions
 from fedrec.federated.cohort import sum_contributions
 from fedrec.models.protocol import FederatedModel, ServerState
 from fedrec.privacy.mechanism import publish_exact
-from fedrec.randomness import Key
+from fedrec.randomness import Key, user_keys
 
 
 def train(
@@ -28,7 +28,7 @@ def train(
         total, _ = sum_contributions(
             model,
             server.shared,
-            user_batches(interactions, max_elements=micro_batch),
+            user_batches(interactions, max_elements=micro_batch, keys=user_keys(interactions.user_ids.ids)),
             clipping_norm,
             key.fold("round", number),
         )

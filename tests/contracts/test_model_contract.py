@@ -1,15 +1,17 @@
-"""What every federated model promises, with and without clipping."""
+"""What every federated model promises, with and without clipping, compiled and in plain torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from fedrec.data.batches import make_batch, user_batches
+from fedrec.data.batches import UserBatch, make_batch, user_batches
 from fedrec.data.catalogue import Catalogue
+from fedrec.data.interactions import Interactions
 from fedrec.evaluation.counts import Cutoffs, summarise
 from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.cohort import sum_contributions
@@ -18,25 +20,34 @@ from fedrec.models.registry import build_model
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.mechanism import release
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
-from fedrec.randomness import Key
+from fedrec.randomness import Key, user_keys
 from tests.training import train
 from tests.worlds import checkerboard, make, random_world
 
+pytestmark = pytest.mark.usefixtures("form")
+
 ALS = {"name": "als", "dim": 8}
+TWO_TOWER = {"name": "two_tower", "dim": 8, "local_learning_rate": 0.02, "num_negatives": 2, "negative_weight": 1.0}
 EXACT = {
     "als": (ALS, None),
     "als-recency": ({**ALS, "recency_weight": 20.0}, None),
     "item_knn": ({"name": "item_knn", "num_neighbors": 5, "shrinkage": 0.0}, None),
     "content": ({"name": "content"}, None),
     "popularity": ({"name": "popularity"}, None),
+    "two_tower": (TWO_TOWER, None),
 }
 BOUNDED = {
     "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
     "bounded-als-small-norm": ({**ALS, "history_scale": 3.0}, 0.01),
     "bounded-popularity": ({"name": "popularity"}, 1.0),
+    "bounded-two_tower": (TWO_TOWER, 1.0),
+    "bounded-two_tower-small-norm": ({**TWO_TOWER, "loss": "logistic", "local_epochs": 2}, 0.01),
 }
 ALL = EXACT | BOUNDED
 PERSONALISED = [name for name in ALL if "popularity" not in name]
+GRADIENT = [name for name in ALL if "two_tower" in name]
+CLOSED_FORM = [name for name in PERSONALISED if name not in GRADIENT]
+NORMALISED = [name for name in BOUNDED if name not in GRADIENT]  # made to have the clipping norm before it is enforced
 
 
 def model_of(name: str) -> tuple[FederatedModel, float]:
@@ -48,7 +59,11 @@ def catalogue_of(num_items: int) -> Catalogue:
     return checkerboard(num_items=num_items)[1]
 
 
-@pytest.mark.parametrize("name", PERSONALISED)
+def batches_of(interactions: Interactions, max_elements: int = 2**17) -> Iterator[UserBatch]:
+    return user_batches(interactions, max_elements=max_elements, keys=user_keys(interactions.user_ids.ids))
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
 def test_planted_checkerboard_is_solved_perfectly(name: str) -> None:
     model, clipping_norm = model_of(name)
     split, catalogue = checkerboard()
@@ -77,7 +92,7 @@ def test_sum_has_the_announced_names_shapes_and_dtypes(name: str) -> None:
     interactions = random_world(15, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
     announced = model.totals(shared)
-    total, diagnostics = sum_contributions(model, shared, user_batches(interactions), clipping_norm, Key.from_seed(1))
+    total, diagnostics = sum_contributions(model, shared, batches_of(interactions), clipping_norm, Key.from_seed(1))
     assert diagnostics.cohort_size == 15 and diagnostics.num_zeroed == 0
     for block, tensor in total.totals.items():
         assert (tensor.shape, tensor.dtype) == (announced[block].shape, announced[block].dtype)
@@ -91,8 +106,8 @@ def test_how_users_are_batched_does_not_change_the_sum(name: str) -> None:
     interactions = random_world(30, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
     key = Key.from_seed(1)
-    one, _ = sum_contributions(model, shared, user_batches(interactions), clipping_norm, key)
-    many, _ = sum_contributions(model, shared, user_batches(interactions, max_elements=7), clipping_norm, key)
+    one, _ = sum_contributions(model, shared, batches_of(interactions), clipping_norm, key)
+    many, _ = sum_contributions(model, shared, batches_of(interactions, max_elements=7), clipping_norm, key)
     for block, tensor in one.totals.items():
         torch.testing.assert_close(many.totals[block], tensor, rtol=1e-4, atol=1e-5 * min(clipping_norm, 1.0))
 
@@ -111,7 +126,7 @@ def test_user_without_interactions_adds_nothing_to_item_blocks_and_gets_finite_s
     model, clipping_norm = model_of(name)
     nobody = make([], 1, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
-    total, _ = sum_contributions(model, shared, user_batches(nobody), clipping_norm, Key.from_seed(1))
+    total, _ = sum_contributions(model, shared, batches_of(nobody), clipping_norm, Key.from_seed(1))
     assert not any(bool(tensor.any()) for block, tensor in total.totals.items() if block != "users")
     batch = make_batch(nobody, np.array([0]))
     assert torch.isfinite(model.score(shared, model.fit_users(shared, batch), batch)).all()
@@ -130,12 +145,28 @@ def test_scores_of_a_user_do_not_depend_on_who_is_in_the_batch(name: str) -> Non
         torch.testing.assert_close(own[0], scores[row], rtol=1e-4, atol=1e-5)
 
 
+REPEATS = make([(user, item % 3) for user in range(4) for item in range(5 * user)], 4, 20)
+
+
 @pytest.mark.parametrize("name", BOUNDED)
+def test_what_a_user_adds_is_within_the_clipping_norm_and_nothing_without_interactions(name: str) -> None:
+    model, clipping_norm = model_of(name)
+    shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
+    for interactions in (random_world(12, 20), REPEATS):
+        keys = user_keys(interactions.user_ids.ids)
+        for user in range(interactions.num_users):
+            alone = [make_batch(interactions, np.array([user]), keys)]
+            total, diagnostics = sum_contributions(model, shared, alone, clipping_norm, Key.from_seed(1))
+            norm = math.sqrt(sum(float(block.square().sum()) for block in total.totals.values()))
+            assert norm <= clipping_norm * (1 + 1e-12) and diagnostics.num_zeroed == 0
+            assert (norm > 0) == bool(interactions.lengths[user] > 0)
+
+
+@pytest.mark.parametrize("name", NORMALISED)
 def test_contribution_norm_is_the_clipping_norm_or_zero(name: str) -> None:
     model, clipping_norm = model_of(name)
-    repeats = make([(user, item % 3) for user in range(4) for item in range(5 * user)], 4, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
-    for batch in [*user_batches(random_world(30, 20)), *user_batches(repeats)]:
+    for batch in [*batches_of(random_world(30, 20)), *batches_of(REPEATS)]:
         state = model.fit_users(shared, batch, ranking=False)
         blocks = model.contribute(shared, state, batch, Key.from_seed(1))
         norms = torch.stack([block.squared_norms() for block in blocks.values()]).sum(dim=0).sqrt()
