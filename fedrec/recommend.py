@@ -101,7 +101,7 @@ def _tables(
         for batch, scores in score_users(model, shared, history, rows, device, asked):
             seen = torch.zeros_like(batch.mask) if config.evaluation.repeat else batch.mask
             found = rank(scores, batch.items, seen, Targets.none(batch.num_users), min(top, history.num_items), allowed)
-            items, scores = found.items.numpy(), found.scores.numpy()
+            items = found.items.numpy()
             shown = items >= 0
             if asked is not None:
                 shown &= asked[batch.rows, None]
@@ -109,7 +109,7 @@ def _tables(
                 "user": np.repeat(user_ids[batch.rows], items.shape[1]).reshape(items.shape)[shown],
                 "item": item_ids[items[shown]],
                 "rank": np.broadcast_to(np.arange(1, items.shape[1] + 1, dtype=np.int32), items.shape)[shown],
-                "score": scores[shown].astype(np.float32),
+                "score": found.scores.numpy()[shown].astype(np.float32),
             }
             yield pa.table(columns, schema=schema)
 
