@@ -21,7 +21,11 @@ NUMPY_DTYPES: Mapping[torch.dtype, np.dtype[np.generic]] = {
     torch.float32: np.dtype("<f4"),
     torch.float64: np.dtype("<f8"),
     torch.int64: np.dtype("<i8"),
+    torch.int32: np.dtype("<i4"),
+    torch.int16: np.dtype("<i2"),
+    torch.int8: np.dtype("|i1"),
 }
+Shape = tuple[int | range, ...]
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER_START = len(_MAGIC) + 2  # two bytes of header length follow the magic
 
@@ -30,7 +34,7 @@ def tensors_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Serialise named tensors, with one copy of each tensor's memory.
 
     Args:
-        tensors: name -> float32, float64 or int64 tensor of any shape, on any device.
+        tensors: name -> tensor of any shape, on any device, of a dtype in `NUMPY_DTYPES`.
 
     Returns:
         One `Array` per tensor, byte for byte what Flower makes of the same numpy array.
@@ -48,13 +52,14 @@ def tensors_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
 
 def record_to_tensors(
     record: ArrayRecord | ConfigRecord | MetricRecord,
-    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    expected: Mapping[str, tuple[torch.dtype, Shape]],
 ) -> dict[str, torch.Tensor]:
     """Check a received record against what is expected, all of it, and only then decode it.
 
     Args:
         record: what a peer sent.
-        expected: name -> (dtype, shape): exactly these names must be there.
+        expected: name -> (dtype, shape): exactly these names must be there. A range in a shape holds all lengths that
+            are allowed there; the array says which of them it has, and its header and bytes must agree.
 
     Returns:
         name -> tensor on the CPU with memory of its own (one copy), in the order of `expected`.
@@ -65,8 +70,8 @@ def record_to_tensors(
     if not isinstance(record, ArrayRecord):
         raise ProtocolError(f"found a {type(record).__name__}, allowed is an ArrayRecord; the peer runs other code")
     _check_names(record, expected)
-    offsets = {name: _check(name, record[name], *spec) for name, spec in expected.items()}
-    return {name: _decode(record[name], offsets[name], *spec) for name, spec in expected.items()}
+    places = {name: _check(name, record[name], *spec) for name, spec in expected.items()}
+    return {name: _decode(record[name], expected[name][0], *place) for name, place in places.items()}
 
 
 def _encode(name: str, tensor: torch.Tensor) -> Array:
@@ -90,16 +95,16 @@ def _check_names(record: ArrayRecord, expected: Mapping[str, object]) -> None:
         )
 
 
-def _check(name: str, array: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """Check one array without decoding it; returns where its values start in `array.data`."""
+def _check(name: str, array: Array, dtype: torch.dtype, allowed_shape: Shape) -> tuple[int, tuple[int, ...]]:
+    """Check one array without decoding it; returns where its values start in `array.data`, and its shape."""
     wanted = NUMPY_DTYPES[dtype]
-    shape = tuple(shape)
     if array.stype != SType.NUMPY:
         raise ProtocolError(f"array {name!r} is serialised as {_cut(array.stype)}; allowed is {str(SType.NUMPY)!r}")
     if array.dtype != str(wanted):
         raise ProtocolError(f"array {name!r} has dtype {_cut(array.dtype)}; allowed is {str(wanted)!r}")
-    if tuple(array.shape) != shape:
-        raise ProtocolError(f"array {name!r} has shape {_cut(array.shape)}; allowed is {shape}")
+    shape = tuple(array.shape)
+    if not _fits(shape, allowed_shape):
+        raise ProtocolError(f"array {name!r} has shape {_cut(array.shape)}; allowed is {_shown(allowed_shape)}")
     found = _header_text(array.data)
     allowed = _header_text(_header(wanted, shape))
     if found != allowed:
@@ -111,10 +116,23 @@ def _check(name: str, array: Array, dtype: torch.dtype, shape: tuple[int, ...]) 
             f"array {name!r} holds {length} bytes of values; shape {shape} of {wanted} takes exactly {wanted_length};"
             " the message was cut or padded"
         )
-    return offset
+    return offset, shape
 
 
-def _decode(array: Array, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+def _fits(shape: tuple[int, ...], allowed: Shape) -> bool:
+    """Tell whether a shape a peer sent is whole numbers, each the one or one of those allowed."""
+    return len(shape) == len(allowed) and all(
+        type(side) is int and (side in wanted if isinstance(wanted, range) else side == wanted)
+        for side, wanted in zip(shape, allowed, strict=True)
+    )
+
+
+def _shown(allowed: Shape) -> str:
+    sides = [f"{side.start}..{side[-1]}" if isinstance(side, range) else str(side) for side in allowed]
+    return f"({', '.join(sides)}{',' if len(sides) == 1 else ''})"
+
+
+def _decode(array: Array, dtype: torch.dtype, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
     view: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = np.ndarray(
         shape, NUMPY_DTYPES[dtype], buffer=array.data, offset=offset
     )

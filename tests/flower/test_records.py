@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fedrec.errors import ProtocolError
-from fedrec.flower.records import record_to_tensors, tensors_to_record
+from fedrec.flower.records import NUMPY_DTYPES, record_to_tensors, tensors_to_record
 
 EXPECTED = {"items": (torch.float32, (4, 3)), "bias": (torch.float64, (4,)), "ids": (torch.int64, (2,))}
 
@@ -47,7 +47,7 @@ def test_round_trip_keeps_values_dtypes_and_order() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (2, 3, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
 def test_bytes_are_those_flower_writes_itself(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     tensor = torch.full(shape, 3, dtype=dtype)
 
@@ -80,7 +80,7 @@ def test_decoded_tensors_own_their_memory() -> None:
     assert torch.equal(record_to_tensors(record, EXPECTED)["items"], tensors()["items"])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.bool])
 def test_other_dtypes_are_refused_before_sending(dtype: torch.dtype) -> None:
     with pytest.raises(
         ProtocolError, match=r"'x' is torch\.\w+; allowed are torch.float32, torch.float64, torch.int64"
@@ -205,3 +205,25 @@ def test_messages_stay_short_whatever_a_peer_sends() -> None:
         record_to_tensors(record, {})
 
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5])
+def test_length_that_depends_on_data_may_be_any_that_is_allowed(num_rows: int) -> None:
+    rows = torch.ones(num_rows, 3, dtype=torch.int8)
+    decoded = record_to_tensors(tensors_to_record({"x": rows}), {"x": (torch.int8, (range(6), 3))})
+    assert torch.equal(decoded["x"], rows)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (2, 4), (6,), (), (1, 1, 3)])
+def test_length_beyond_what_is_allowed_is_refused(shape: tuple[int, ...]) -> None:
+    record = tensors_to_record({"x": torch.zeros(shape, dtype=torch.int8)})
+    with pytest.raises(ProtocolError, match=r"allowed is \(0\.\.5, 3\)"):
+        record_to_tensors(record, {"x": (torch.int8, (range(6), 3))})
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (-1, 3), (True, 3)])
+def test_announced_shape_that_its_own_bytes_deny_is_refused(shape: tuple[int, ...]) -> None:
+    record = tensors_to_record({"x": torch.zeros(2, 3, dtype=torch.int8)})
+    record["x"] = Array(record["x"].dtype, shape, record["x"].stype, record["x"].data)
+    with pytest.raises(ProtocolError, match="allowed is"):
+        record_to_tensors(record, {"x": (torch.int8, (range(6), 3))})
