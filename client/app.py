@@ -15,6 +15,7 @@ from fedrec.data.batches import user_batches
 from fedrec.device.store import DeviceStore, PrivateState
 from fedrec.errors import PrivacyError, ProtocolError
 from fedrec.evaluation.nodes import evaluate_users
+from fedrec.federated.codec import spec_of
 from fedrec.federated.cohort import draw_cohort, sum_contributions
 from fedrec.flower.records import record_to_tensors, tensors_to_record
 
@@ -27,8 +28,8 @@ def train(message: Message, context: Context) -> Message:
 
     Privacy:
         What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server
-        is trusted with it. The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon:
-        simulations only.
+        is trusted with it. Under a plan it leaves as it was added up: a config with another upload codec is refused.
+        The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon: simulations only.
     """
     node = _Node(message, context)
     config, round_number = node.config, node.round
@@ -52,7 +53,10 @@ def train(message: Message, context: Context) -> Message:
         keep=state.put,
     )
     node.store.save_state(state.tensors)
-    return node.reply(total.totals, vars(diagnostics))
+    payload = assemble.upload_codec(config).encode(
+        total.totals, spec_of(total.totals), key.fold("codec", "upload", node.partition)
+    )
+    return node.reply(payload, vars(diagnostics))
 
 
 @app.evaluate()
@@ -100,7 +104,8 @@ class _Node:
         )
         folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
         self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
-        self.shared = record_to_tensors(shared, assemble.shared_spec(self.config.to_json()))
+        codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
+        self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
 
     def check_plan(self, own_digest: str) -> None:
         """Refuse to take part under another plan than the one that follows from this node's own config."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +21,8 @@ from fedrec.data.sources import load
 from fedrec.data.splits import Split, split
 from fedrec.errors import ConfigError
 from fedrec.evaluation.counts import Cutoffs
+from fedrec.federated.codec import Codec, spec_of
+from fedrec.models.predictions import predictions_of
 from fedrec.models.protocol import FederatedModel
 from fedrec.models.registry import build_model
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
@@ -90,8 +93,20 @@ def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData
 def shared_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Return name -> (dtype, shape) of the shared parameters, known from the config and the public catalogue."""
     config = Config.from_json(config_json)
-    state = model_of(config).init(dataset(config_json).catalogue, Key.from_seed(0))
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.shared.items()}
+    return spec_of(model_of(config).init(dataset(config_json).catalogue, Key.from_seed(0)).shared)
+
+
+@lru_cache(maxsize=8)
+def totals_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return name -> (dtype, shape) of the blocks of a sum, known from the config and the public catalogue."""
+    shared = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in shared_spec(config_json).items()}
+    return spec_of(model_of(Config.from_json(config_json)).totals(shared))
+
+
+def dense_float32_bytes(config_json: str) -> dict[str, int]:
+    """Return the bytes of a download and of an upload whose every number is a float32: what codecs are measured by."""
+    specs = {"download": shared_spec(config_json), "upload": totals_spec(config_json)}
+    return {way: sum(4 * math.prod(shape) for _, shape in spec.values()) for way, spec in specs.items()}
 
 
 def check(config: Config) -> None:
@@ -169,6 +184,27 @@ def _plan(privacy: PrivacyConfig, num_rounds: int) -> PrivacyPlan:
     )
 
 
+def upload_codec(config: Config) -> Codec:
+    """Return how nodes send their sums."""
+    return Codec(config.federated.upload_codec, config.federated.codec_rank, predictions_of(model_of(config)))
+
+
+def download_codec(config: Config) -> Codec:
+    """Return how the server broadcasts the shared parameters."""
+    return Codec(config.federated.download_codec, config.federated.codec_rank)
+
+
+def download_key(config: Config, finished_round: int) -> Key:
+    """Return the key that the broadcast of a state follows from, so that it is the same whenever it is sent."""
+    return run_key(config).fold("codec", "download", finished_round)
+
+
+def as_broadcast(config: Config, shared: Mapping[str, torch.Tensor], finished_round: int) -> dict[str, torch.Tensor]:
+    """Return the shared parameters as nodes decode them: what lists and metrics are made with."""
+    codec, spec = download_codec(config), spec_of(shared)
+    return codec.decode(codec.encode(shared, spec, download_key(config, finished_round)), spec)
+
+
 def run_key(config: Config) -> Key:
     """Return the key of a simulation: everything random follows from the seed."""
     return Key.from_seed(config.runtime.seed)
@@ -179,13 +215,18 @@ def noise_key(config: Config) -> Key:
 
     Privacy:
         Two runs of one seed whose sums differ must not share their noise: it would cancel in the difference of their
-        releases. So the key follows from everything the sums follow from - data, split, model, plan - and from nothing
-        else, so that nodes and runtime do not change a release. `Coordinator.aggregate` adds who dropped out.
+        releases. So the key follows from everything the sums follow from - data, split, model, plan, and the download
+        codec, for nodes train on what they decode - and from nothing else, so that nodes and runtime do not change a
+        release. `Coordinator.aggregate` adds who dropped out.
     """
     plan = plan_of(config)
     table = config.model_dump(mode="json", include={"data", "model", "evaluation"})
     fingerprint = dataset(config.to_json()).interactions.fingerprint()
-    return run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
+    key = run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
+    federated = config.federated
+    if federated.download_codec == ("dense",):
+        return key
+    return key.fold("download", *federated.download_codec, federated.codec_rank)
 
 
 def run_id(config: Config) -> str:

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fedrec.errors import ConfigError
+from fedrec.federated.chains import check_chain, check_private_upload
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Chain = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class _Table(BaseModel):
@@ -50,12 +52,28 @@ class DataConfig(_Table):
 
 
 class FederatedConfig(_Table):
-    """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time."""
+    """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time.
+
+    `upload_codec` and `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
+    `fedrec.federated.codec`.
+    """
 
     num_nodes: Count = 2
     num_rounds: Count = 10
     min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
+    upload_codec: Chain = ("dense",)
+    download_codec: Chain = ("dense",)
+    codec_rank: Annotated[int, Field(ge=1, le=1024)] = 16
+
+    @model_validator(mode="after")
+    def _chains_make_sense(self) -> FederatedConfig:
+        for name in ("upload_codec", "download_codec"):
+            try:
+                check_chain(getattr(self, name))
+            except ConfigError as error:
+                raise ValueError(f"federated.{name}: {error}") from error
+        return self
 
 
 class PrivacyConfig(_Table):
@@ -130,6 +148,10 @@ class Config(_Table):
         if self.federated.min_nodes > self.federated.num_nodes:
             raise ValueError(f"federated.min_nodes={self.federated.min_nodes} is more than num_nodes; lower it")
         if self.privacy is not None:
+            try:
+                check_private_upload(self.federated.upload_codec)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
             declared = self.privacy.population_size // self.federated.num_nodes
             if declared < self.privacy.min_users_per_node:
                 raise ValueError(

@@ -41,13 +41,13 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
     config = folder.config()
     config_json = config.to_json()
     wanted = _wanted(config_json, users)
-    state = final_state(run, config)
+    shared = assemble.as_broadcast(config, final_state(run, config).shared, config.federated.num_rounds)
     num_nodes = config.federated.num_nodes
     written = 0
     try:
         with pq.ParquetWriter(to, _schema(config_json)) as writer:
             for node in range(num_nodes):
-                for table in _gathered(_tables(config_json, node, num_nodes, state.shared, top, wanted)):
+                for table in _gathered(_tables(config_json, node, num_nodes, shared, top, wanted)):
                     writer.write_table(table)
                     written += table.num_rows
     except OSError as error:

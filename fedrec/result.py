@@ -48,8 +48,9 @@ def build_result(
     plan: PrivacyPlan | None,
     rounds: Sequence[Mapping[str, Any]],
     total_seconds: float,
+    dense_bytes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Put a result together; `rounds` are the lines of rounds.jsonl."""
+    """Put a result together; `rounds` are the lines of rounds.jsonl, `dense_bytes` both ways as dense float32."""
     seconds = [line["seconds"] for line in rounds]
     users = sum(line["diagnostics"].get("cohort_size", 0) for line in rounds)
     interactions = data.interactions
@@ -72,13 +73,24 @@ def build_result(
             "users_per_second": users / sum(seconds) if sum(seconds) else 0.0,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         },
-        "communication": {
-            "download_bytes": max((line["communication"]["download_bytes"] for line in rounds), default=0),
-            "upload_bytes": max((line["communication"]["upload_bytes"] for line in rounds), default=0),
-            "rounds": len(rounds),
-        },
+        "communication": _communication(config, rounds, dense_bytes),
         "environment": _environment(config),
     }
+
+
+def _communication(
+    config: Config, rounds: Sequence[Mapping[str, Any]], dense_bytes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the greatest bytes of a node in a round, and how they compare with dense float32."""
+    lines = [line["communication"] for line in rounds]
+    most = {way: max((line[f"{way}_bytes"] for line in lines), default=0) for way in ("download", "upload")}
+    table: dict[str, Any] = {"rounds": len(rounds)}
+    for way, codec in (("download", config.federated.download_codec), ("upload", config.federated.upload_codec)):
+        table[f"{way}_bytes"] = most[way]
+        table[f"{way}_codec"] = list(codec)
+        table[f"{way}_dense_float32_bytes"] = dense_bytes[way]
+        table[f"{way}_ratio"] = dense_bytes[way] / most[way] if most[way] else 0.0
+    return table
 
 
 def _environment(config: Config) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from fedrec.config import Config
 from fedrec.errors import ProtocolError
 from fedrec.evaluation.counts import summarise, zero_counts
 from fedrec.evaluation.nodes import Phase
+from fedrec.federated.codec import Codec, spec_of
+from fedrec.federated.codecs.stage import Spec
 from fedrec.federated.coordinator import Coordinator
 from fedrec.flower.records import record_to_tensors, tensors_to_record
 from fedrec.privacy.clipping import BoundedSum
@@ -30,7 +32,6 @@ _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 
 REPORTED = ("partition", "cohort_size", "num_clipped", "num_zeroed")
-Spec = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,8 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
     finally:
         coordinator.close()
-    seconds = time.perf_counter() - start
-    folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds))
+    seconds, dense_bytes = time.perf_counter() - start, assemble.dense_float32_bytes(config.to_json())
+    folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds, dense_bytes))
 
 
 class Session:
@@ -91,6 +92,7 @@ class Session:
     def __init__(self, grid: Grid, config: Config, coordinator: Coordinator, folder: RunFolder) -> None:
         """Keep who talks to whom."""
         self.grid, self.config, self.coordinator, self.folder = grid, config, coordinator, folder
+        self._upload, self._download = assemble.upload_codec(config), assemble.download_codec(config)
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes of the config are online.
@@ -117,7 +119,7 @@ class Session:
         max_norm = (
             math.inf if coordinator.plan is None else coordinator.plan.population_size * coordinator.clipping_norm
         )
-        replies, sent = self._exchange("train", round_number, {}, _spec(totals), max_norm)
+        replies, sent = self._exchange("train", round_number, {}, spec_of(totals), self._upload, max_norm)
         sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
         diagnostics = {name: sum(reply.report[name] for reply in replies) for name in REPORTED if name != "partition"}
         num_nodes = self.config.federated.num_nodes
@@ -132,6 +134,10 @@ class Session:
             "communication": {
                 "download_bytes": sent,
                 "upload_bytes": max((reply.num_bytes for reply in replies), default=0),
+                "nodes": {
+                    str(reply.report["partition"]): {"download_bytes": sent, "upload_bytes": reply.num_bytes}
+                    for reply in replies
+                },
             },
             "epsilon_spent": None if ledger is None else ledger.epsilon_spent(),
         }
@@ -156,17 +162,29 @@ class Session:
         """Let all nodes rank their users' held-out items and add up the counts."""
         num_items = assemble.dataset(self.config.to_json()).interactions.num_items
         counts = zero_counts(num_items)
-        spec = {name: (torch.float64, values.shape) for name, values in counts.items()}
-        replies, _ = self._exchange("evaluate", self.coordinator.checkpoint.round, {"phase": phase}, spec)
+        spec: Spec = {name: (torch.float64, values.shape) for name, values in counts.items()}
+        replies, _ = self._exchange("evaluate", self.coordinator.checkpoint.round, {"phase": phase}, spec, Codec())
         for reply in replies:
             for name, values in reply.tensors.items():
                 counts[name] += values.numpy()
         return counts
 
+    def _broadcast(self) -> ArrayRecord:
+        """Encode the shared parameters; the same bytes whenever the same state is sent."""
+        checkpoint = self.coordinator.checkpoint
+        shared, key = checkpoint.state.shared, assemble.download_key(self.config, checkpoint.round)
+        return tensors_to_record(self._download.encode(shared, spec_of(shared), key))
+
     def _exchange(
-        self, kind: str, round_number: int, extra: Mapping[str, str], spec: Spec, max_norm: float = math.inf
+        self,
+        kind: str,
+        round_number: int,
+        extra: Mapping[str, str],
+        spec: Spec,
+        codec: Codec,
+        max_norm: float = math.inf,
     ) -> tuple[list[Reply], int]:
-        shared = tensors_to_record(self.coordinator.shared)
+        shared = self._broadcast()
         plan = self.coordinator.plan
         order = ConfigRecord(
             {
@@ -189,7 +207,7 @@ class Session:
             try:
                 if node in good or node not in nodes:
                     raise ProtocolError("a second reply, or one nobody asked for")
-                reply = _check(answer, round_number, spec, max_norm)
+                reply = _check(answer, round_number, spec, codec, max_norm)
                 if reply.report["partition"] in {known.report["partition"] for known in good.values()}:
                     raise ProtocolError(f"partition {reply.report['partition']} has answered already")
                 good[node] = reply
@@ -208,7 +226,7 @@ class Session:
         return sorted(good.values(), key=lambda reply: reply.report["partition"]), _num_bytes(shared)
 
 
-def _check(answer: Message, round_number: int, spec: Spec, max_norm: float) -> Reply:
+def _check(answer: Message, round_number: int, spec: Spec, codec: Codec, max_norm: float) -> Reply:
     """Check a reply in full before anything of it is used."""
     if answer.has_error():
         raise ProtocolError(answer.error.reason)
@@ -219,7 +237,7 @@ def _check(answer: Message, round_number: int, spec: Spec, max_norm: float) -> R
     if report.get("round") != round_number:
         raise ProtocolError(f"the reply is for round {report.get('round')!r}, this is round {round_number}")
     numbers = {name: _count(name, report.get(name, 0)) for name in REPORTED}
-    tensors = record_to_tensors(arrays, spec)
+    tensors = codec.decode(record_to_tensors(arrays, codec.wire(spec)), spec)
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ProtocolError(f"{', '.join(broken)} hold NaN or infinite values; sums must be finite")
@@ -236,10 +254,6 @@ def _count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
         raise ProtocolError(f"report {name}={str(value)[:40]} is not a whole number from 0; the peer runs other code")
     return value
-
-
-def _spec(tensors: Mapping[str, torch.Tensor]) -> Spec:
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def _num_bytes(record: ArrayRecord) -> int:
