@@ -216,6 +216,21 @@ def test_duplicates_that_cancel_add_exactly_what_was_measured(name: str, huge: f
 
 
 @pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("row", [2, 2**24 + 1, 2**40], ids=["", "of-a-large-table", "of-no-table"])
+def test_duplicate_of_any_one_user_is_summed_before_it_is_measured(threads: int, row: int) -> None:
+    for user in range(7):
+        ids = torch.arange(4).repeat(7, 1)
+        ids[user, 1:3] = row
+        ones = torch.ones(7, 4, dtype=torch.float64)
+        expected = torch.full((7,), 4.0, dtype=torch.float64)
+        expected[user] = 1 + 2**2 + 1
+        with num_threads(threads):
+            for block in (RowSparse(ids, ones[:, :, None]), RowOuter(Entries(ids, ones), ones[:, :1])):
+                assert torch.equal(block.squared_norms(), expected)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf])
 def test_users_of_scale_zero_add_exactly_nothing_whatever_they_hold(name: str, spoil: float) -> None:
