@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedrec.cli import main
 from fedrec.data.batches import user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.federated.checkpoint import read_checkpoint
@@ -18,6 +19,7 @@ from fedrec.models.registry import build_model
 from fedrec.randomness import Key, user_keys
 from fedrec.run_folder import RunFolder
 from tests.end_to_end.conftest import Outcome
+from tests.end_to_end.test_resume import Stop, stop_at
 from tests.threads import num_threads
 from tests.worlds import random_world
 
@@ -96,3 +98,20 @@ def test_whole_runs_repeat_to_the_bit_and_do_not_depend_on_nodes_threads_or_batc
     spread, _ = final_state(fedrec, config, tmp_path / "spread", *other)
     for key, tensor in first.items():
         torch.testing.assert_close(spread[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_run_that_was_stopped_goes_on_with_the_memory_of_its_optimiser(
+    fedrec: Fedrec, private_config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ('model.name="two_tower"', "federated.num_rounds=3", "evaluation.sampled_99=false")
+    whole, metrics = final_state(fedrec, private_config_file, tmp_path / "whole", *settings)
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, RunFolder, "log_round", 2, before=False)
+        main(["simulate", str(private_config_file), "--out", str(tmp_path / "stopped"), *arguments])
+    assert fedrec("resume", tmp_path / "stopped").code == 0
+    resumed = read_checkpoint(tmp_path / "stopped" / "checkpoint" / "server.safetensors").state
+    assert {"items", "mean", "square", "step"} == resumed.shared.keys() | resumed.memory.keys()
+    assert torch.equal(resumed.shared["items"], whole["items"]) and resumed.memory["step"].tolist() == [3]
+    assert all(torch.equal(tensor, whole[f"memory of {name}"]) for name, tensor in resumed.memory.items())
+    assert RunFolder(tmp_path / "stopped").result()["metrics"] == metrics
