@@ -59,7 +59,6 @@ class Als:
 
     batch_cells = 2**20
     bounded = False
-    training_dtype = torch.float32
 
     def __init__(self, config: AlsConfig) -> None:
         """Keep the settings; the model itself is stateless."""
@@ -90,7 +89,7 @@ class Als:
         Returns:
             {"vectors": (B, dim)}; zero for users without interactions.
         """
-        items = shared["items"].to(torch.float32 if ranking else self.training_dtype)
+        items = shared["items"].to(torch.float32 if ranking else self._training_dtype(shared["items"]))
         weights = users.mask.to(items.dtype)
         ages = users.ages
         if ranking and self.config.recency_weight and ages is not None:
@@ -101,6 +100,10 @@ class Als:
             users.lengths.to(items.dtype) + self.config.unobserved_weight * len(items)
         )
         return {"vectors": solve_users(items, gram, users.items, weights, ridge)}
+
+    def _training_dtype(self, items: Tensor) -> torch.dtype:
+        """Return what user vectors are solved in for training."""
+        return torch.float32
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the exact statistics of each user; they have no bounded form."""

@@ -63,7 +63,6 @@ class BoundedAls(Als):
     """
 
     bounded = True
-    training_dtype = torch.float64
     config: BoundedAlsConfig
 
     def __init__(self, config: BoundedAlsConfig, clipping_norm: float = 1.0) -> None:
@@ -81,6 +80,9 @@ class BoundedAls(Als):
         """Return float64 zeros: items (M, d), gram (d (d+1)/2,) and counts (M, 1)."""
         totals = super().totals(shared)
         return {name: totals[name] for name in ("items", "gram", "counts")}
+
+    def _training_dtype(self, items: Tensor) -> torch.dtype:
+        return torch.float64
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the three blocks of each user."""

@@ -98,17 +98,18 @@ def train_users(items: Tensor, vectors: Tensor, examples: Examples, sgd: LocalSg
 
     Args:
         items: (M, d) float32.
-        vectors: (B, d) float32 where each user starts.
+        vectors: (B, d) where each user starts.
         examples: of the same B users.
         sgd: the optimiser.
 
     Returns:
         (B, d) trained vectors and (B, m, d) how far each row of `examples.rows` moved; only the rows that count are
-        meaningful.
+        meaningful. Compiled in float32, user by user; in torch in float64, as sums over padded batches round by who
+        else is in them.
     """
-    vectors = vectors.to(torch.float32, copy=True).contiguous()
     if not compiled_for(items, vectors):
-        return _train_with_torch(items, vectors, examples, sgd)
+        return _train_with_torch(items.to(torch.float64), vectors.to(torch.float64), examples, sgd)
+    vectors = vectors.to(torch.float32, copy=True).contiguous()
     deltas = torch.empty(*examples.rows.shape, items.shape[1], dtype=torch.float32)
     batch_size = min(sgd.batch_size, max(1, examples.slots.shape[1]))
     over_rows(

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedrec.compiled import compiled_for
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models import server_optimizer
@@ -51,7 +52,9 @@ class TwoTower(Als):
 
     Privacy:
         Unit user, add-or-remove. A user's moves of all rows are one block, clipped jointly by the engine; negatives
-        depend on nothing but the user's own history and on draws.
+        depend on nothing but the user's own history and on draws. The plain form of other devices trains in float64:
+        there, how a user's numbers round depends on who else is in the batch, and has to stay far below the noise; the
+        compiled form takes one user after the other.
 
     Source:
         McMahan et al., Communication-Efficient Learning of Deep Networks, 2017, algorithm 1 (local SGD);
@@ -82,8 +85,12 @@ class TwoTower(Als):
         """Fit the user vectors: where local training starts, or what is ranked with; (B, dim)."""
         if not ranking and self.config.start == "zero":
             items = shared["items"]
-            return {"vectors": torch.zeros(users.num_users, items.shape[1], device=items.device)}
+            dtype = self._training_dtype(items)
+            return {"vectors": torch.zeros(users.num_users, items.shape[1], dtype=dtype, device=items.device)}
         return super().fit_users(shared, users, ranking)
+
+    def _training_dtype(self, items: Tensor) -> torch.dtype:
+        return torch.float32 if compiled_for(items) else torch.float64
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Train locally and return how far each touched item row moved."""

@@ -215,7 +215,7 @@ def test_training_is_the_plain_loop(batch_size: int, logistic: bool, dim: int) -
     for user in range(len(HISTORIES)):
         vector, expected = by_hand(items.double().numpy(), vectors[user].double().numpy(), drawn(examples, user), sgd)
         np.testing.assert_allclose(found[user].numpy(), vector, rtol=2e-4, atol=2e-5)
-        own = torch.zeros(NUM_ITEMS, dim)
+        own = torch.zeros(NUM_ITEMS, dim, dtype=moves.dtype)
         counted = examples.row_mask[user]
         own[examples.rows[user][counted]] = moves[user][counted]
         np.testing.assert_allclose(own.numpy(), expected, rtol=2e-4, atol=2e-5)
@@ -230,9 +230,9 @@ def test_compiled_training_equals_torch(logistic: bool, batch_size: int) -> None
     found, moves = train_users(items, vectors, examples, sgd)
     with reference():
         plain, plain_moves = train_users(items, vectors, examples, sgd)
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.double(), plain, rtol=1e-4, atol=1e-5)
     counted = examples.row_mask
-    torch.testing.assert_close(moves[counted], plain_moves[counted], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moves[counted].double(), plain_moves[counted], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("form")
@@ -245,7 +245,7 @@ def test_one_step_over_all_examples_goes_down_the_gradient_of_the_loss(logistic:
         own, vector = items.double().requires_grad_(), vectors[user].double().requires_grad_()
         groups = drawn(examples, user)
         if not groups:
-            assert torch.equal(found[user], vectors[user])
+            assert torch.equal(found[user].float(), vectors[user])
             continue
         scores = own[torch.tensor(groups)] @ vector
         targets = torch.zeros_like(scores).index_fill(1, torch.tensor([0]), 1.0)
