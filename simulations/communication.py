@@ -29,6 +29,7 @@ CODECS = (
     "low_rank:16",
     "low_rank+int8:1",
     "low_rank+int8:4",
+    "low_rank+int8:8",
     "low_rank+int8:16",
     "low_rank+int8:64",
 )
@@ -136,7 +137,9 @@ def draw(outcomes: list[Outcome], title: str, to: Path) -> None:
             rank = one.codec.partition(":")[2]
             if one.ratio >= 1.5:
                 label = f"rank {rank}, {one.ratio:.0f}x" if rank else f"{one.ratio:.1f}x"
-                axes.annotate(label, (one.upload_bytes, one.mean), (7, -11), textcoords="offset points", fontsize=8)
+                place_of = (one.upload_bytes, one.mean)
+                paper = {"facecolor": LIGHT.paper, "alpha": 0.85, "linewidth": 0, "pad": 0.5}
+                axes.annotate(label, place_of, (9, -10), textcoords="offset points", fontsize=8, bbox=paper, zorder=5)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, place: f"{value / 1e6:g} MB")
     axes.set_xlabel("uploaded by a node in a round (n x: dense float32 is n times larger)")

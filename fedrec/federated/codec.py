@@ -115,8 +115,7 @@ class Codec:
             (dtype, shape), stages = spec[name], self._stages_for(name)
             tensor = tensors[name]
             if name in self._predictions:
-                predicted = self._predictions[name](known).to(torch.float64)
-                tensor = (tensor.to(torch.float64) - predicted).to(dtype)
+                tensor = tensor - self._predictions[name](known).to(dtype)
                 _check_finite({name: tensor})
             parts = _encode(stages, name, tensor, shape, key)
             sent |= parts
@@ -142,7 +141,7 @@ class Codec:
             dtype, shape = spec[name]
             tensor = _decode(self._stages_for(name), name, parts, dtype, shape)
             if name in self._predictions:
-                tensor = (tensor.to(torch.float64) + self._predictions[name](tensors).to(torch.float64)).to(dtype)
+                tensor = tensor + self._predictions[name](tensors).to(dtype)
             tensors[name] = tensor
         return {name: tensors[name] for name in spec}
 

@@ -184,3 +184,12 @@ def test_noise_is_not_shared_by_runs_that_train_on_other_downloads(private_confi
     configs.append(load(private_config_file, [f"federated.download_codec={chains[3]}", "federated.codec_rank=1"]))
     assert len({assemble.noise_key(config) for config in configs}) == len(configs)
     assert assemble.noise_key(configs[0]) == assemble.noise_key(load(private_config_file))
+
+
+@pytest.mark.parametrize("model", ["two_tower", "popularity", "item_knn"])
+def test_every_model_runs_with_every_stage(config_file: Path, tmp_path: Path, model: str) -> None:
+    path = config_file.parent / "model.toml"
+    path.write_text(config_file.read_text().replace('name = "als"\ndim = 8\nrecency_weight = 5', f'name = "{model}"'))
+    settings = [CHAIN, 'federated.download_codec=["touched_rows", "low_rank", "int8"]', "federated.codec_rank=1"]
+    folder = run(load(path, [*settings, "federated.num_rounds=1"]), tmp_path / "run")
+    assert 0 < folder.result()["metrics"]["test"]["ndcg@10"] < 1
