@@ -119,6 +119,17 @@ def summarise(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def write_results(out: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write `scale.json` and `scale.png` of the rounds so far: a run that is stopped leaves what it measured."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for found in rounds:
+        by_model.setdefault(found["model"], []).append(found)
+    results = {"rounds": list(rounds), "growth": {model: summarise(found) for model, found in by_model.items()}}
+    replace_file(out / "scale.json", (json.dumps(results, indent=1) + "\n").encode())
+    replace_file(out / "scale.png", draw(by_model))
+    return results
+
+
 def table(results: dict[str, Any]) -> str:
     """Return the measurements and exponents as text."""
     titles = ("model", "users", "interactions", "seconds", "sum", "update", "users/s", "peak RSS", "anonymous", "data")
@@ -182,20 +193,17 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure all rounds, print the table, write `scale.json` and `scale.png`."""
+    """Measure all rounds, write and print what was found."""
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     rounds: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
     for num_users in sorted(set(options.users)):
         stored = stored_world(options.data, num_users, options.items)
         for model in options.models:
             rounds.append(in_fresh_process(stored.folder, model, options.dim, options.threads))
-            seconds = rounds[-1]["seconds"]
-            print(f"{model}, {num_users:,} users: {seconds:.2f} s", file=sys.stderr)
-    by_model = {model: [found for found in rounds if found["model"] == model] for model in options.models}
-    results = {"rounds": rounds, "growth": {model: summarise(found) for model, found in by_model.items()}}
-    replace_file(options.out / "scale.json", (json.dumps(results, indent=1) + "\n").encode())
-    replace_file(options.out / "scale.png", draw(by_model))
+            results = write_results(options.out, rounds)
+            print(f"{model}, {num_users:,} users: {rounds[-1]['seconds']:.2f} s", file=sys.stderr)
     print(table(results))
     print(f"written: {options.out / 'scale.json'}, {options.out / 'scale.png'}")
     if options.json:
