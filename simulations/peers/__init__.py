@@ -61,7 +61,7 @@ PEERS: Mapping[str, System] = {
     "pfl-by-hand": System("Apple pfl, gradient by hand", "pfl_users:PflUsersByHand", library="pfl"),
     "opacus": System("Opacus hooks, one step, with DP", "opacus_rows:OpacusRows", "fedrec-dp", "opacus", private=True),
     "flower": System(
-        "Flower on Ray, one node per user", "ray_nodes:RayNodes", library="ray", max_users=60, whole_machine=True
+        "Flower on Ray, one node per user", "ray_nodes:RayNodes", library="ray", max_users=300, whole_machine=True
     ),
     "fedrec-als": System("fedrec ALS, federated", "engine:EngineAls", "fedrec-als", closed_form=True, threaded=True),
     "implicit": System(
