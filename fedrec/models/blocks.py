@@ -336,7 +336,8 @@ class RowMoments(_Unbounded):
         factors = scale.numpy()[users]
         weights = (factors * np.where(factors == 0, 0.0, weights)).astype(vectors.numpy().dtype)
         arrays = (indptr, users, weights, vectors.contiguous().numpy(), total.numpy())
-        over_rows(kernels.add_moments, len(indptr) - 1, *arrays, cost=indptr)
+        work = indptr + 8 * np.arange(len(indptr))  # a row costs as eight entries do, however few it has
+        over_rows(kernels.add_moments, len(indptr) - 1, *arrays, cost=work)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,9 @@ def solve_users(items: Tensor, common: Tensor, ids: Tensor, weights: Tensor, rid
     if compiled_for(items, ids):
         vectors = torch.empty(len(ids), items.shape[1], dtype=items.dtype)
         arrays = (items, common, ids, weights.to(items.dtype), ridge.to(items.dtype), vectors)
-        over_rows(kernels.solve_users, len(ids), *(array.contiguous().numpy() for array in arrays))
+        work = np.zeros(len(ids) + 1)
+        np.cumsum((weights != 0).sum(dim=1).numpy() + items.shape[1], out=work[1:])  # factoring costs as d items do
+        over_rows(kernels.solve_users, len(ids), *(array.contiguous().numpy() for array in arrays), cost=work)
         return vectors
     parts = []
     step = max(1, _CELLS // max(1, max(ids.shape[1], items.shape[1]) * items.shape[1]))
