@@ -50,7 +50,7 @@ def evaluate_users(
         Counts as of `zero_counts`, sums over this node's users.
     """
     device = device or torch.device("cpu")
-    shared = {name: tensor.to(device) for name, tensor in shared.items()}
+    shared = model.prepare({name: tensor.to(device) for name, tensor in shared.items()})
     history, held_out = (split.train, split.validation) if phase == "validation" else (split.history, split.test)
     candidates = split.candidates if phase == "test" else None
     allowed = None if candidates is None else torch.from_numpy(candidates).to(device)

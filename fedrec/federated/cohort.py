@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.errors import PrivacyError
+from fedrec.federated.threads import each_in_a_thread
 from fedrec.models.protocol import FederatedModel, UserState
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.randomness import Key
@@ -29,6 +31,26 @@ class CohortDiagnostics:
     cohort_size: int = 0
     num_clipped: int = 0
     num_zeroed: int = 0
+
+    def count(self, scales: Tensor) -> None:
+        """Count the users of a batch by the (B,) factors that their contributions were multiplied with.
+
+        Privacy:
+            Private, as all of this.
+        """
+        self.cohort_size += len(scales)
+        self.num_zeroed += int((scales == 0).sum())
+        self.num_clipped += int(((scales > 0) & (scales < 1 - 1e-9)).sum())
+
+    def merge(self, other: CohortDiagnostics) -> None:
+        """Add the counts of other users.
+
+        Privacy:
+            Private, as all of this.
+        """
+        self.cohort_size += other.cohort_size
+        self.num_zeroed += other.num_zeroed
+        self.num_clipped += other.num_clipped
 
 
 def draw_cohort(user_keys: np.ndarray, sampling_probability: float, key: Key) -> np.ndarray:
@@ -70,6 +92,9 @@ def sum_contributions(
 ) -> tuple[BoundedSum, CohortDiagnostics]:
     """Fit every user, clip each whole contribution and sum.
 
+    Threads are torch's number: they share the rows of a batch, or, where the model says so, each takes every n-th batch
+    and has a sum of its own; the same number of threads gives the same bits.
+
     Args:
         model: the model.
         shared: shared parameters as broadcast.
@@ -77,7 +102,7 @@ def sum_contributions(
         clipping_norm: joint bound on a user's L2 norm; `math.inf` without privacy.
         key: key of the round, for models that draw.
         device: where to compute; the CPU where None.
-        keep: is given (rows, private state) of every batch, to store on the node.
+        keep: is given (rows, private state) of every batch, one at a time, to store on the node.
 
     Returns:
         The bounded sum (on the CPU) and diagnostics.
@@ -94,17 +119,33 @@ def sum_contributions(
             "use the bounded form of the model (a config with [privacy] builds it)"
         )
     device = device or torch.device("cpu")
-    shared = {name: tensor.to(device) for name, tensor in shared.items()}
-    total = BoundedSum(model.totals(shared), clipping_norm)
-    diagnostics = CohortDiagnostics()
-    for batch in users:
+    shared = model.prepare({name: tensor.to(device) for name, tensor in shared.items()})
+
+    def nothing() -> _Part:
+        return _Part(BoundedSum(model.totals(shared), clipping_norm), CohortDiagnostics())
+
+    def add(part: _Part, batch: UserBatch) -> None:
         batch = batch.to(device)
         state = model.fit_users(shared, batch, ranking=False)
-        scales = total.add(model.contribute(shared, state, batch, key))
+        scales = part.total.add(model.contribute(shared, state, batch, key))
+        part.diagnostics.count(scales)
         if keep is not None:
-            keep(torch.from_numpy(batch.rows), state)
-        diagnostics.cohort_size += batch.num_users
-        diagnostics.num_zeroed += int((scales == 0).sum())
-        diagnostics.num_clipped += int(((scales > 0) & (scales < 1 - 1e-9)).sum())
-    totals = {name: tensor.cpu() for name, tensor in total.totals.items()}
-    return BoundedSum(totals, clipping_norm), diagnostics
+            with keeping:
+                keep(torch.from_numpy(batch.rows), state)
+
+    keeping = Lock()
+    side_by_side = model.batches_side_by_side and device.type == "cpu"
+    first, *others = each_in_a_thread(users, nothing, add, torch.get_num_threads() if side_by_side else 1)
+    for other in others:
+        first.total.merge(other.total)
+        first.diagnostics.merge(other.diagnostics)
+    totals = {name: tensor.cpu() for name, tensor in first.total.totals.items()}
+    return BoundedSum(totals, clipping_norm), first.diagnostics
+
+
+@dataclass
+class _Part:
+    """What one thread has summed so far."""
+
+    total: BoundedSum
+    diagnostics: CohortDiagnostics

@@ -58,6 +58,7 @@ class Als:
     """
 
     batch_cells = 2**20
+    batches_side_by_side = False
     bounded = False
 
     def __init__(self, config: AlsConfig) -> None:
@@ -83,6 +84,17 @@ class Als:
             "users": torch.zeros(1, dtype=torch.float64, device=device),
         }
 
+    def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the shared parameters and the weighted Gram matrix of the items, (dim, dim) float64."""
+        return {**shared, "item_gram": self._gram(shared)}
+
+    def _gram(self, shared: Mapping[str, Tensor]) -> Tensor:
+        """Return a0 Q'Q."""
+        if "item_gram" in shared:
+            return shared["item_gram"]
+        items = shared["items"].to(torch.float64)
+        return self.config.unobserved_weight * (items.T @ items)
+
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
         """Solve for the user vectors in closed form.
 
@@ -95,7 +107,7 @@ class Als:
         if ranking and self.config.recency_weight and ages is not None:
             recency = torch.exp(-ages.to(items.dtype) / self.config.recency_decay)
             weights = weights * (1 + self.config.recency_weight * recency)
-        gram = self.config.unobserved_weight * (items.T @ items)
+        gram = self._gram(shared).to(items.dtype)
         ridge = self.config.regularization * (
             users.lengths.to(items.dtype) + self.config.unobserved_weight * len(items)
         )

@@ -32,6 +32,7 @@ class Content:
     """
 
     batch_cells = 2**20
+    batches_side_by_side = False
     bounded = True
 
     def __init__(self, config: ContentConfig) -> None:
@@ -52,6 +53,10 @@ class Content:
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return one zero, (1, 1) float64: there is nothing to learn."""
         return {"nothing": torch.zeros(1, 1, dtype=torch.float64, device=shared["features"].device)}
+
+    def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the shared parameters: there is nothing to prepare."""
+        return shared
 
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
         """Average the features of the history, {"profiles": (B, num_categories)}."""

@@ -37,6 +37,7 @@ class ItemKnn:
     """
 
     batch_cells = 2**17
+    batches_side_by_side = False
     bounded = False
 
     def __init__(self, config: ItemKnnConfig) -> None:
@@ -53,6 +54,10 @@ class ItemKnn:
         """Return zeros: pairs (num_items, num_items) float32."""
         num_items = len(shared["neighbors"])
         return {"pairs": torch.zeros(num_items, num_items, device=shared["neighbors"].device)}
+
+    def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the shared parameters: there is nothing to prepare."""
+        return shared
 
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
         """Fit nothing: the history itself is the user's state."""

@@ -33,6 +33,7 @@ class Popularity:
     """
 
     batch_cells = 2**20
+    batches_side_by_side = False
     bounded = True
 
     def __init__(self, config: PopularityConfig, clipping_norm: float | None = None) -> None:
@@ -47,6 +48,10 @@ class Popularity:
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zeros: counts (num_items, 1) float64."""
         return {"counts": torch.zeros_like(shared["counts"], dtype=torch.float64)}
+
+    def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the shared parameters: there is nothing to prepare."""
+        return shared
 
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
         """Fit nothing: popularity knows no user."""

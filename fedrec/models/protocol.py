@@ -66,12 +66,21 @@ class FederatedModel(Protocol):
         """How many padded history cells a batch of users should have, for speed."""
         ...
 
+    @property
+    def batches_side_by_side(self) -> bool:
+        """Whether threads take whole batches, each with its own totals, or share the rows of one batch."""
+        ...
+
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Return the state before the first round, from public knowledge only."""
         ...
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zero tensors with the names, shapes and dtypes of the summed blocks."""
+        ...
+
+    def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return `shared` with what follows from it and every batch needs; the other methods take it either way."""
         ...
 
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:

@@ -63,6 +63,7 @@ class TwoTower(Als):
 
     bounded = True
     batch_cells = 2**14
+    batches_side_by_side = True
     config: TwoTowerConfig
 
     def __init__(self, config: TwoTowerConfig) -> None:
