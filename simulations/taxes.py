@@ -32,7 +32,6 @@ from fedrec.data.batches import user_batches
 from fedrec.errors import ConfigError
 from fedrec.federated.cohort import sum_contributions
 from fedrec.models.registry import build_model
-from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.mechanism import publish_exact
 from fedrec.run_folder import RunFolder
 from fedrec.simulation import run_simulation
@@ -191,10 +190,12 @@ class _BareRounds:
         self._state = self._model.init(assemble.dataset(text).catalogue, self._key.fold("init"))
 
     def round(self) -> None:
-        total = BoundedSum(self._model.totals(self._state.shared), math.inf)
+        parts = []
         for node in self._nodes:
             batches = user_batches(node.split.train, max_elements=self._model.batch_cells, keys=node.user_keys)
-            part, _ = sum_contributions(self._model, self._state.shared, batches, math.inf, self._key)
+            parts.append(sum_contributions(self._model, self._state.shared, batches, math.inf, self._key)[0])
+        total = parts[0]
+        for part in parts[1:]:
             total.merge(part)
         num_users = sum(len(node.user_keys) for node in self._nodes)
         self._state = self._model.update(self._state, publish_exact(total, float(num_users)))
