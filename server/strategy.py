@@ -115,11 +115,11 @@ class Session:
         start = time.perf_counter()
         coordinator = self.coordinator
         coordinator.begin(round_number)
-        totals = coordinator.model.totals(coordinator.shared)
+        spec = assemble.totals_spec(self.config.to_json())
         max_norm = (
             math.inf if coordinator.plan is None else coordinator.plan.population_size * coordinator.clipping_norm
         )
-        replies, sent = self._exchange("train", round_number, {}, spec_of(totals), self._upload, max_norm)
+        replies, sent = self._exchange("train", round_number, {}, spec, self._upload, max_norm)
         sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
         diagnostics = {name: sum(reply.report[name] for reply in replies) for name in REPORTED if name != "partition"}
         num_nodes = self.config.federated.num_nodes
@@ -237,7 +237,7 @@ def _check(answer: Message, round_number: int, spec: Spec, codec: Codec, max_nor
     if report.get("round") != round_number:
         raise ProtocolError(f"the reply is for round {report.get('round')!r}, this is round {round_number}")
     numbers = {name: _count(name, report.get(name, 0)) for name in REPORTED}
-    tensors = codec.decode(record_to_tensors(arrays, codec.wire(spec)), spec)
+    tensors = codec.decode(record_to_tensors(arrays, codec.wire(spec), copy=False), spec)
     broken = [name for name, tensor in tensors.items() if not _all_finite(tensor)]
     if broken:
         raise ProtocolError(f"{', '.join(broken)} hold NaN or infinite values; sums must be finite")

@@ -114,7 +114,7 @@ class Coordinator:
 
         Args:
             round_number: the round that `begin` opened.
-            sums: one bounded sum a node, of disjoint users; the first becomes the sum of all.
+            sums: one bounded sum a node, of disjoint users; left as they are.
             num_users: users behind the sums; only used without privacy, where it is the divisor.
             absent: names of the nodes whose sum is missing, each with the number of nodes in it.
 
@@ -142,7 +142,8 @@ class Coordinator:
             return BoundedSum(self.model.totals(self.shared), self.clipping_norm)
         nothing = {name: tensor.to("meta") for name, tensor in self.shared.items()}
         BoundedSum(self.model.totals(nothing), self.clipping_norm).check_same_kind(sums[0])
-        total = sums[0]
+        first = {name: tensor.clone() for name, tensor in sums[0].totals.items()}
+        total = BoundedSum(first, self.clipping_norm)
         for one in sums[1:]:
             total.merge(one)
         return total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -53,6 +54,7 @@ def tensors_to_record(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
 def record_to_tensors(
     record: ArrayRecord | ConfigRecord | MetricRecord,
     expected: Mapping[str, tuple[torch.dtype, Shape]],
+    copy: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Check a received record against what is expected, all of it, and only then decode it.
 
@@ -60,9 +62,11 @@ def record_to_tensors(
         record: what a peer sent.
         expected: name -> (dtype, shape): exactly these names must be there. A range in a shape holds all lengths that
             are allowed there; the array says which of them it has, and its header and bytes must agree.
+        copy: give the tensors memory of their own; else they look at the record's immutable bytes and must not be
+            written to.
 
     Returns:
-        name -> tensor on the CPU with memory of its own (one copy), in the order of `expected`.
+        name -> tensor on the CPU, in the order of `expected`.
 
     Raises:
         ProtocolError: not an array record, or a name, dtype, shape, header or length is not as expected.
@@ -71,7 +75,7 @@ def record_to_tensors(
         raise ProtocolError(f"found a {type(record).__name__}, allowed is an ArrayRecord; the peer runs other code")
     _check_names(record, expected)
     places = {name: _check(name, record[name], *spec) for name, spec in expected.items()}
-    return {name: _decode(record[name], expected[name][0], *place) for name, place in places.items()}
+    return {name: _decode(record[name], expected[name][0], *place, copy) for name, place in places.items()}
 
 
 def _encode(name: str, tensor: torch.Tensor) -> Array:
@@ -132,11 +136,15 @@ def _shown(allowed: Shape) -> str:
     return f"({', '.join(sides)}{',' if len(sides) == 1 else ''})"
 
 
-def _decode(array: Array, dtype: torch.dtype, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
+def _decode(array: Array, dtype: torch.dtype, offset: int, shape: tuple[int, ...], copy: bool) -> torch.Tensor:
     view: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = np.ndarray(
         shape, NUMPY_DTYPES[dtype], buffer=array.data, offset=offset
     )
-    return torch.from_numpy(view.copy())  # the bytes are immutable and may be shared; the tensor must be neither
+    if copy:
+        return torch.from_numpy(view.copy())
+    with warnings.catch_warnings():  # torch warns of read-only memory; so does the docstring
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(view)
 
 
 def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
