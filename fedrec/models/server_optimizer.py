@@ -15,7 +15,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class ServerOptimizerConfig(BaseModel):
     """Settings of the server optimiser.
 
-    `sgd` with rate 1 and momentum 0 is federated averaging; `adam` is FedAdam.
+    `sgd` with rate 1 and momentum 0 is federated averaging; `adam` is FedAdam with the bias correction of Adam.
 
     Source:
         Reddi et al., Adaptive Federated Optimization, 2021, algorithm 2.
