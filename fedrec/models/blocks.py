@@ -247,8 +247,8 @@ class Entries:
 
 
 @dataclass(frozen=True, eq=False)
-class RowOuter:
-    """Rows of a table that are all multiples of one vector: row i gets weight(u, i) x `vectors[u]`.
+class _OneVectorAUser:
+    """What a user adds to rows of a table follows from one vector.
 
     Args:
         entries: the rows and weights.
@@ -265,6 +265,11 @@ class RowOuter:
     def finite(self) -> Tensor:
         """Return (B,) bool: every weight and every entry of the vector is finite."""
         return self.entries.finite & _finite_rows(self.vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class RowOuter(_OneVectorAUser):
+    """Rows of a table that are all multiples of one vector: row i gets weight(u, i) x `vectors[u]`."""
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64: |vector|^2 x sum of squared weights after summing duplicate ids.
@@ -302,26 +307,11 @@ class _Unbounded:
 
 
 @dataclass(frozen=True, eq=False)
-class RowMoments(_Unbounded):
+class RowMoments(_Unbounded, _OneVectorAUser):
     """Per-row second moments, for runs without privacy: row i gets weight(u, i) x flat(v_u v_u').
 
     The sum is (num_rows, d (d + 1) / 2), the upper triangle row by row.
-
-    Args:
-        entries: the rows and weights.
-        vectors: (B, d).
     """
-
-    entries: Entries
-    vectors: Tensor
-
-    def __post_init__(self) -> None:
-        """Check that the shapes agree."""
-        _check_agree((len(self.entries.ids),), self.vectors)
-
-    def finite(self) -> Tensor:
-        """Return (B,) bool: every weight and every entry of the vector is finite."""
-        return self.entries.finite & _finite_rows(self.vectors)
 
     def add_to(self, total: Tensor, scale: Tensor) -> None:
         """Add the scaled outer products of all users to `total` (num_rows, d (d + 1) / 2)."""
