@@ -55,36 +55,62 @@ def draw_examples(
                 seen[item] = mark + num_met
                 rows[user, num_met] = item
                 num_met += 1
-        unmet = np.arange(0)
-        if num_items < 4 * num_met:  # too few are unmet to find them by trying
-            unmet = np.flatnonzero(seen < mark)
-        per_positive = num_negatives if num_met < num_items else 0
-        touched, example, word = num_met, 0, 0
-        for _ in range(num_epochs):
-            _shuffle(order, num, words[user, word : word + num])
-            word += num
-            for k in range(num):
-                slots[user, example] = seen[items[user, order[k]]] - mark
+        groups[user] = 1 + (num_negatives if num_met < num_items else 0)
+        num_examples[user] = num_epochs * num * groups[user]
+        num_rows[user] = _lay_out(
+            items[user, :num],
+            words[user],
+            groups[user],
+            mark,
+            num_met,
+            seen,
+            order,
+            rows[user],
+            slots[user, : num_examples[user]],
+        )
+
+
+@njit(**OPTIONS)
+def _lay_out(
+    items: np.ndarray,
+    words: np.ndarray,
+    group: int,
+    mark: int,
+    num_met: int,
+    seen: np.ndarray,
+    order: np.ndarray,
+    rows: np.ndarray,
+    slots: np.ndarray,
+) -> int:
+    """Fill the slots of one user, whose own items have the first `num_met`; return how many rows are touched."""
+    num, num_items = len(items), len(seen)
+    unmet = np.arange(0)
+    if num_items < 4 * num_met:  # too few are unmet to find them by trying
+        unmet = np.flatnonzero(seen < mark)
+    touched, example, word = num_met, 0, 0
+    while example < len(slots):
+        _shuffle(order, num, words[word : word + num])
+        word += num
+        for k in range(num):
+            slots[example] = seen[items[order[k]]] - mark
+            example += 1
+            for _ in range(group - 1):
+                draw = words[word]
+                word += 1
+                if len(unmet):
+                    item = unmet[_scaled(draw, len(unmet))]
+                else:
+                    item, tries = _scaled(draw, num_items), 0
+                    while mark <= seen[item] < mark + num_met:
+                        tries += 1
+                        item = _scaled(_other_word(draw, tries), num_items)
+                if seen[item] < mark:
+                    seen[item] = mark + touched
+                    rows[touched] = item
+                    touched += 1
+                slots[example] = seen[item] - mark
                 example += 1
-                for _ in range(per_positive):
-                    draw = words[user, word]
-                    word += 1
-                    if len(unmet):
-                        item = unmet[_scaled(draw, len(unmet))]
-                    else:
-                        item, tries = _scaled(draw, num_items), 0
-                        while mark <= seen[item] < mark + num_met:
-                            tries += 1
-                            item = _scaled(_other_word(draw, tries), num_items)
-                    if seen[item] < mark:
-                        seen[item] = mark + touched
-                        rows[user, touched] = item
-                        touched += 1
-                    slots[user, example] = seen[item] - mark
-                    example += 1
-        num_rows[user] = touched
-        num_examples[user] = example
-        groups[user] = 1 + per_positive
+    return touched
 
 
 @njit(**OPTIONS)
