@@ -15,7 +15,31 @@ from fedrec.data.padding import pad
 from fedrec.errors import ConfigError
 
 
-class Histories(Protocol):
+class Columns(Protocol):
+    """Interactions as columns of one length, as far as they are known."""
+
+    @property
+    def items(self) -> np.ndarray:
+        """Return (n,) item rows, whole numbers of any size."""
+        ...
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """Return (n,) int64 seconds, or None where the data has no time."""
+        ...
+
+    @property
+    def ratings(self) -> np.ndarray | None:
+        """Return (n,) floats, or None."""
+        ...
+
+    @property
+    def context(self) -> Mapping[str, np.ndarray]:
+        """Return name -> (n,) codes (whole numbers of any size) or float32 values."""
+        ...
+
+
+class Histories(Columns, Protocol):
     """What batches are made of: the histories of all users, one after the other, oldest interaction first.
 
     `Interactions` hold them in memory, `StoredHistories` in files that are mapped and read as far as they are used.
@@ -39,26 +63,6 @@ class Histories(Protocol):
     @property
     def lengths(self) -> np.ndarray:
         """Return (num_users,) int64: how many interactions each user has."""
-        ...
-
-    @property
-    def items(self) -> np.ndarray:
-        """Return (n,) item rows, whole numbers of any size."""
-        ...
-
-    @property
-    def times(self) -> np.ndarray | None:
-        """Return (n,) int64 seconds, or None where the data has no time."""
-        ...
-
-    @property
-    def ratings(self) -> np.ndarray | None:
-        """Return (n,) float32, or None."""
-        ...
-
-    @property
-    def context(self) -> Mapping[str, np.ndarray]:
-        """Return name -> (n,) codes (whole numbers of any size) or float32 values."""
         ...
 
 

@@ -13,38 +13,19 @@ from typing import Protocol
 
 import numpy as np
 
+from fedrec.data.batches import Columns
 from fedrec.data.columnar import CHUNK, HEADER, FileHeader, Header, StoredHistories, open_columnar
 from fedrec.data.interactions import Interactions, Vocabulary, in_order
 from fedrec.errors import DataError
 from fedrec.files import replace_file, sync_folder
 
 
-class Rows(Protocol):
+class Rows(Columns, Protocol):
     """Some interactions in a row, sorted by user and, within a user, by time; `Interactions` are such rows, too."""
 
     @property
     def users(self) -> np.ndarray:
         """Return (n,) whole numbers: rows of the users, ascending."""
-        ...
-
-    @property
-    def items(self) -> np.ndarray:
-        """Return (n,) whole numbers: rows of the items."""
-        ...
-
-    @property
-    def times(self) -> np.ndarray | None:
-        """Return (n,) int64 seconds, or None."""
-        ...
-
-    @property
-    def ratings(self) -> np.ndarray | None:
-        """Return (n,) floats, or None."""
-        ...
-
-    @property
-    def context(self) -> Mapping[str, np.ndarray]:
-        """Return name -> (n,) codes or float32 values."""
         ...
 
 

@@ -48,7 +48,7 @@ class DeviceStore:
         Args:
             run_id: the run.
             plan_digest: digest of the plan that the server announced; the first one of a run is pinned. "" without
-                privacy: then nothing is spent, and the record need not outlast a power cut.
+                privacy; a record of nothing but such runs need not outlast a power cut.
             round_number: from 1.
             shared: the shared parameters as broadcast; a round asked for again must bring the same.
             max_rounds: how many rounds the plan allows; counted for each run.
@@ -79,7 +79,8 @@ class DeviceStore:
             return
         run["rounds"][str(round_number)] = asked
         content = json.dumps(record, sort_keys=True).encode()
-        replace_file(self._folder / "participation.json", content, _PRIVATE, durable=bool(plan_digest))
+        spends = any(known["plan"] for known in record.values())
+        replace_file(self._folder / "participation.json", content, _PRIVATE, durable=spends)
 
     def save_state(self, state: Mapping[str, Tensor]) -> None:
         """Replace the private state; name -> (num_users, ...). It can be fitted again, so no disk is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -20,6 +21,18 @@ def test_round_asked_for_again_must_bring_the_same_parameters(tmp_path: Path) ->
     store.take_part("run", "plan", 1, {"items": torch.zeros(2, 3)}, max_rounds=9)
     with pytest.raises(PrivacyError, match="again with other parameters"):
         store.take_part("run", "plan", 1, {"items": torch.ones(2, 3)}, max_rounds=9)
+
+
+def test_record_that_holds_a_plan_is_on_disk_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    store = DeviceStore(tmp_path / "s")
+    store.take_part("free", "", 1, SHARED, max_rounds=9)
+    assert not flushed, "nothing is spent without a plan"
+    store.take_part("run", "plan", 1, SHARED, max_rounds=9)
+    assert len(flushed) == 2, "the file and its folder"
+    store.take_part("free", "", 2, SHARED, max_rounds=9)
+    assert len(flushed) == 4, "the plan's rounds stand in the same file"
 
 
 def test_node_refuses_more_rounds_than_the_plan_allows(tmp_path: Path) -> None:
