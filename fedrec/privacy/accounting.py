@@ -12,7 +12,7 @@ are pure functions of public numbers. Every epsilon is an upper bound, from one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedrec.errors import PrivacyError
@@ -55,7 +55,7 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
     Privacy:
         An upper bound for adding or removing one user; the events may be chosen adaptively from earlier releases.
     """
-    _check(events, delta)
+    check(events, delta)
     if accountant not in ("auto", "rdp"):
         raise PrivacyError(f"accountant={accountant!r} is not one of 'auto', 'rdp'; leave it out for the tightest one")
     no_noise = any(noise == 0 and count for noise, _, count in events)
@@ -63,53 +63,12 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
     if not merged:
         return Spent(math.inf if no_noise else 0.0, "gaussian-exact" if accountant == "auto" else "rdp")
     if accountant == "auto" and all(probability == 1 for _, probability, _ in merged):
-        return Spent(_exact_epsilon(1 / merged[0][0], delta), "gaussian-exact")
+        return Spent(exact_epsilon(1 / merged[0][0], delta), "gaussian-exact")
     from fedrec.privacy.composition import prv_epsilon, rdp_epsilon
 
     bound = rdp_epsilon(merged, delta)
     tighter = prv_epsilon(merged, delta, bound) if accountant == "auto" else None
     return Spent(bound, "rdp") if tighter is None or tighter >= bound else Spent(tighter, "opacus-prv")
-
-
-def calibrate_noise(
-    target_epsilon: float, delta: float, sampling_probability: float, count: int, rel_tol: float = 1e-3
-) -> float:
-    """Return the smallest noise multiplier with which `count` equal rounds spend at most `target_epsilon`.
-
-    Args:
-        target_epsilon: positive.
-        delta: in (0, 1).
-        sampling_probability: of each user in each round, in (0, 1].
-        count: number of rounds, at least 1.
-        rel_tol: how far below the target the epsilon of the answer may lie, relative.
-
-    Returns:
-        A noise multiplier z with (1 - rel_tol) target <= epsilon(z) <= target: never less privacy than asked.
-
-    Raises:
-        PrivacyError: where an argument is out of range.
-
-    Privacy:
-        `account` of the answer is at most `target_epsilon`, by evaluation and not by interpolation.
-    """
-    _check([(1.0, sampling_probability, count)], delta)
-    if not (0 < target_epsilon < math.inf and count >= 1 and 0 < rel_tol < 1):
-        raise PrivacyError(
-            f"target_epsilon={target_epsilon}, count={count}, rel_tol={rel_tol}: allowed are a positive finite "
-            "target_epsilon, at least one round and a tolerance in (0, 1)"
-        )
-
-    def spend(noise: float) -> float:
-        return epsilon([(noise, sampling_probability, count)], delta)
-
-    def sampled_as_gaussian(noise: float) -> float:  # the limit of many rounds (Bu et al. 2020): a guess, no bound
-        variance = count * sampling_probability**2 * math.expm1(min(noise**-2.0, 500.0))
-        return _exact_epsilon(math.sqrt(variance), delta)
-
-    if sampling_probability == 1:
-        return _smallest(spend, target_epsilon, math.sqrt(count), min(rel_tol, 1e-6))  # exact and cheap: waste nothing
-    start = _smallest(sampled_as_gaussian, target_epsilon, math.sqrt(count), 1e-3)
-    return _smallest(spend, target_epsilon, start, rel_tol)
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
@@ -128,8 +87,15 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     return math.exp(_log_gaussian_delta(epsilon / mu - mu / 2, mu))
 
 
-def _check(events: Sequence[Event], delta: float) -> None:
-    """Raise where a number is out of range."""
+def check(events: Sequence[Event], delta: float) -> None:
+    """Refuse events or a delta out of range.
+
+    Raises:
+        PrivacyError: with what was found and what is allowed.
+
+    Privacy:
+        None: looks at public numbers only.
+    """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta={delta} is not in (0, 1); choose it well below 1 / population_size")
     for noise, probability, count in events:
@@ -166,8 +132,12 @@ def _log_gaussian_delta(near: float, mu: float) -> float:
     return float(math.log(ndtr(-near) - math.exp(-(near**2) / 2) * far / 2))
 
 
-def _exact_epsilon(mu: float, delta: float) -> float:
-    """Solve delta(epsilon) = delta for the Gaussian mechanism, rounded up."""
+def exact_epsilon(mu: float, delta: float) -> float:
+    """Solve delta(epsilon) = delta for the Gaussian mechanism, rounded up by a relative 1e-6.
+
+    Privacy:
+        Exact for one Gaussian release of sensitivity / noise std = mu, or for several with mu^2 = sum of theirs.
+    """
     from scipy.optimize import brentq
 
     if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # the erf is delta at epsilon 0
@@ -177,24 +147,3 @@ def _exact_epsilon(mu: float, delta: float) -> float:
         lambda x: _log_gaussian_delta(x, mu) - math.log(delta), max(-mu / 2, -40.0), high, xtol=1e-13, rtol=1e-13
     )
     return max(0.0, float(mu * (near + mu / 2)) * ROUND_UP)
-
-
-def _smallest(spend: Callable[[float], float], target: float, start: float, rel_tol: float) -> float:
-    """Return a z with (1 - rel_tol) target <= spend(z) <= target, for a falling `spend`; false position in log-log."""
-    bracket: dict[bool, tuple[float, float]] = {}  # spends too much -> (log z, log of spend / aim)
-    point, stride = math.log(start), 0.0
-    for step in range(200):
-        value = spend(math.exp(point))
-        if (1 - rel_tol) * target <= value <= target:
-            return math.exp(point)
-        excess = math.log(min(max(value / target, 1e-9), 1e9) / (1 - rel_tol / 2))
-        bracket[value > target] = (point, excess)
-        if len(bracket) < 2:
-            stride = max(2 * stride, min(1.1 * abs(excess), 0.5))  # the slope is about -1, or steeper
-            point += stride if value > target else -stride
-            continue
-        (low, above), (high, below) = bracket[True], bracket[False]
-        if high - low < 1e-12:  # a jump between two accountants
-            break
-        point = low + (high - low) * (0.5 if step % 3 == 2 else above / (above - below))
-    return math.exp(bracket[False][0])

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from fedrec.errors import PrivacyError
-from fedrec.privacy import accounting
+from fedrec.privacy import accounting, calibration
 
 TRUST_MODELS = {"central": "the server is trusted with each node's sum of clipped contributions"}
 UNITS = ("user",)
@@ -145,7 +145,7 @@ class PrivacyPlan:
         Privacy:
             The epsilon of the returned plan lies in [0.999 target_epsilon, target_epsilon].
         """
-        noise = accounting.calibrate_noise(target_epsilon, delta, sampling_probability, num_rounds)
+        noise = calibration.calibrate_noise(target_epsilon, delta, sampling_probability, num_rounds)
         event = PrivacyEvent(noise, sampling_probability, num_rounds, purpose)
         return cls((event,), delta, clipping_norm, population_size)
 

@@ -17,7 +17,8 @@ from scipy.stats import norm
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy import accounting, composition
-from fedrec.privacy.accounting import account, calibrate_noise, epsilon, gaussian_delta
+from fedrec.privacy.accounting import account, epsilon, gaussian_delta
+from fedrec.privacy.calibration import calibrate_noise
 
 Event = tuple[float, float, int]
 
@@ -86,7 +87,7 @@ def test_closed_form_is_exact_and_rounded_up(mu: float, delta: float) -> None:
 
 @given(st.floats(1e-12, 1e150), st.floats(1e-300, 1 - 1e-9))
 def test_closed_form_is_a_number_for_every_mu(mu: float, delta: float) -> None:
-    found = accounting._exact_epsilon(mu, delta)
+    found = accounting.exact_epsilon(mu, delta)
     assert 0 <= found < math.inf
 
 
