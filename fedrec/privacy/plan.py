@@ -1,8 +1,7 @@
-"""The plan: which noisy rounds may happen, and the one sentence that says what they promise.
+"""The plan: which noisy releases may happen, for which claim, and what they spend.
 
-Unit: a user. Adjacency: add or remove one user. Sensitivity: every round releases one sum whose L2 sensitivity is
-`clipping_norm`, with Gaussian noise of std noise_multiplier x clipping_norm on every coordinate. A plan holds public
-numbers only; its epsilon follows from its events and delta alone.
+Unit, adjacency and sensitivity are those of one of the claims in `fedrec.privacy.claims`. A plan holds public numbers
+only; its epsilon follows from its events and delta alone.
 """
 
 from __future__ import annotations
@@ -16,26 +15,24 @@ from functools import cached_property
 from typing import Any
 
 from fedrec.errors import PrivacyError
-from fedrec.privacy import accounting, calibration
+from fedrec.privacy import accounting, calibration, wording
+from fedrec.privacy.claims import CLAIMS, Claim
 
-TRUST_MODELS = {"central": "the server is trusted with each node's sum of clipped contributions"}
-UNITS = ("user",)
-NEIGHBORING_RELATIONS = ("add-or-remove one user",)
 CLIPPING_RANGE = (1e-30, 1e30)
 
 
 @dataclass(frozen=True)
 class PrivacyEvent:
-    """A number of equal noisy rounds.
+    """A number of equal noisy releases: rounds, or local steps of an example-level plan.
 
     Args:
-        noise_multiplier: noise std / clipping_norm, positive.
-        sampling_probability: of each user in each of the rounds (Poisson), in (0, 1].
-        count: number of rounds, at least 1.
+        noise_multiplier: noise std / L2 sensitivity, positive.
+        sampling_probability: of each unit in each of the releases (Poisson), in (0, 1].
+        count: number of releases, at least 1.
         purpose: what the releases serve, for people.
 
     Privacy:
-        `count` releases, each a Gaussian mechanism of L2 sensitivity clipping_norm on a Poisson sample of the users.
+        `count` releases, each a Gaussian mechanism of the plan's sensitivity on a Poisson sample of the units.
     """
 
     noise_multiplier: float
@@ -47,7 +44,7 @@ class PrivacyEvent:
         if not 0 < self.noise_multiplier < math.inf:
             raise PrivacyError(
                 f"noise_multiplier={self.noise_multiplier} is not a positive finite number; it is noise std / "
-                "clipping_norm (a run without privacy has no plan at all)"
+                "sensitivity (a run without privacy has no plan at all)"
             )
         if not 0 < self.sampling_probability <= 1:
             raise PrivacyError(
@@ -72,20 +69,22 @@ class PrivacyPlan:
     """Everything the privacy claim of a run follows from, fixed before the first round.
 
     Args:
-        events: rounds in order; rounds are numbered from 1 over all events.
+        events: releases in order; rounds are numbered from 1 over all events.
         delta: in (0, 1), well below 1 / population_size.
-        clipping_norm: L2 bound on what one user adds to a round, over all blocks jointly.
-        population_size: public, declared number of users.
-        trust_model: "central".
-        unit: "user".
-        neighboring_relation: "add-or-remove one user".
+        clipping_norm: L2 bound on what one user adds to a round, over all blocks jointly; `max_grad_norm` of one
+            example where the unit is an interaction.
+        population_size: public, declared number of users (of interactions, where they are the unit).
+        trust_model: "central" or "local".
+        unit: "user" or "interaction".
+        neighboring_relation: follows from unit and trust model; "" fills it in.
+        steps_per_round: releases in one round; more than 1 only in an example-level plan.
 
     Raises:
         PrivacyError: where a value is out of range or not available in this version.
 
     Privacy:
         All releases together are (`epsilon`, `delta`)-differentially private for the stated unit and adjacency, if each
-        user is drawn in each round independently with that round's sampling_probability.
+        unit is drawn in each release independently with that release's sampling_probability.
 
     Example:
         >>> plan = PrivacyPlan((PrivacyEvent(5.0, 1.0, 10),), delta=1e-5, clipping_norm=1.0, population_size=6040)
@@ -99,7 +98,8 @@ class PrivacyPlan:
     population_size: int
     trust_model: str = "central"
     unit: str = "user"
-    neighboring_relation: str = "add-or-remove one user"
+    neighboring_relation: str = ""
+    steps_per_round: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "events", tuple(self.events))
@@ -111,19 +111,51 @@ class PrivacyPlan:
             raise PrivacyError(
                 f"clipping_norm={self.clipping_norm} is not in [1e-30, 1e30]; give the L2 bound on what a user adds"
             )
-        if (
-            not isinstance(self.population_size, int)
-            or isinstance(self.population_size, bool)
-            or self.population_size < 1
-        ):
-            raise PrivacyError(
-                f"population_size={self.population_size!r} is not a whole number >= 1; declare the number of users"
-            )
-        _check_choice("trust_model", self.trust_model, tuple(TRUST_MODELS))
-        _check_choice("unit", self.unit, UNITS)
-        _check_choice("neighboring_relation", self.neighboring_relation, NEIGHBORING_RELATIONS)
+        for name, what in (("population_size", "declare the number of units"), ("steps_per_round", "1 for a user")):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise PrivacyError(f"{name}={value!r} is not a whole number >= 1; {what}")
+        self._check_claim()
+        object.__setattr__(self, "neighboring_relation", self.claim.neighboring_relation)
         object.__setattr__(self, "delta", float(self.delta))
         object.__setattr__(self, "clipping_norm", float(self.clipping_norm))
+
+    def _check_claim(self) -> None:
+        """Raise where unit, trust model, adjacency, sampling and steps do not go together."""
+        if (self.unit, self.trust_model) not in CLAIMS:
+            allowed = "; ".join(f"unit {unit!r} with trust_model {trust!r}" for unit, trust in CLAIMS)
+            raise PrivacyError(
+                f"unit={self.unit!r} with trust_model={self.trust_model!r} is not available in this version; "
+                f"allowed: {allowed}"
+            )
+        if self.neighboring_relation not in ("", self.claim.neighboring_relation):
+            raise PrivacyError(
+                f"neighboring_relation={self.neighboring_relation!r} is not what unit {self.unit!r} under trust "
+                f"{self.trust_model!r} has; allowed: {self.claim.neighboring_relation!r}"
+            )
+        if self.claim.sensitivity == 2 and any(event.sampling_probability != 1 for event in self.events):
+            found = [event.sampling_probability for event in self.events]
+            raise PrivacyError(
+                f"sampling_probability={found} under local trust: the server sees who answers, so sampling amplifies "
+                "nothing; set it to 1"
+            )
+        if self.unit == "user" and self.steps_per_round != 1:
+            raise PrivacyError(f"steps_per_round={self.steps_per_round} for unit 'user'; allowed is 1: one sum a round")
+        if any(event.count % self.steps_per_round for event in self.events):
+            raise PrivacyError(
+                f"counts {[event.count for event in self.events]} are not multiples of "
+                f"steps_per_round={self.steps_per_round}; a round is released as a whole"
+            )
+
+    @property
+    def claim(self) -> Claim:
+        """Return what unit and trust model imply."""
+        return CLAIMS[self.unit, self.trust_model]
+
+    @property
+    def sensitivity(self) -> float:
+        """Return the L2 sensitivity that noise is scaled to: noise std = noise_multiplier x sensitivity."""
+        return self.claim.sensitivity * self.clipping_norm
 
     @classmethod
     def calibrate(
@@ -136,6 +168,9 @@ class PrivacyPlan:
         clipping_norm: float,
         population_size: int,
         purpose: str = "training",
+        trust_model: str = "central",
+        unit: str = "user",
+        steps_per_round: int = 1,
     ) -> PrivacyPlan:
         """Return the plan of equal rounds with the least noise whose epsilon is at most `target_epsilon`.
 
@@ -145,9 +180,11 @@ class PrivacyPlan:
         Privacy:
             The epsilon of the returned plan lies in [0.999 target_epsilon, target_epsilon].
         """
-        noise = calibration.calibrate_noise(target_epsilon, delta, sampling_probability, num_rounds)
-        event = PrivacyEvent(noise, sampling_probability, num_rounds, purpose)
-        return cls((event,), delta, clipping_norm, population_size)
+        count = num_rounds * steps_per_round
+        noise = calibration.calibrate_noise(target_epsilon, delta, sampling_probability, count)
+        event = PrivacyEvent(noise, sampling_probability, count, purpose)
+        how = {"trust_model": trust_model, "unit": unit}
+        return cls((event,), delta, clipping_norm, population_size, **how, steps_per_round=steps_per_round)
 
     @classmethod
     def from_dict(cls, plan: Mapping[str, Any]) -> PrivacyPlan:
@@ -165,8 +202,9 @@ class PrivacyPlan:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return {**asdict(self), "events": [asdict(event) for event in self.events]}
+        """Return the plan as JSON values; one step a round goes without saying, as in plans of earlier versions."""
+        plan = {**asdict(self), "events": [asdict(event) for event in self.events]}
+        return {name: value for name, value in plan.items() if name != "steps_per_round" or value != 1}
 
     def digest(self) -> str:
         """Return the plan hash that server and nodes compare: 64 hex digits of the canonical JSON."""
@@ -176,7 +214,7 @@ class PrivacyPlan:
     @property
     def num_rounds(self) -> int:
         """Return the number of rounds over all events."""
-        return sum(event.count for event in self.events)
+        return sum(event.count for event in self.events) // self.steps_per_round
 
     def event_for_round(self, round: int) -> PrivacyEvent:
         """Return the event that a round, numbered from 1, belongs to.
@@ -186,9 +224,9 @@ class PrivacyPlan:
         """
         left = round if isinstance(round, int) and round >= 1 else self.num_rounds + 1
         for event in self.events:
-            if left <= event.count:
+            if left <= event.count // self.steps_per_round:
                 return event
-            left -= event.count
+            left -= event.count // self.steps_per_round
         raise PrivacyError(f"round {round} is not in this plan; allowed are 1 to {self.num_rounds}: make a larger plan")
 
     def cohort_size_for_round(self, round: int) -> float:
@@ -224,38 +262,16 @@ class PrivacyPlan:
     @property
     def statement(self) -> str:
         """Return the claim in one sentence, with everything that an epsilon must not be printed without."""
-        return (
-            f"Everything outside a user's own device is (epsilon = {_round_up(self.epsilon)}, delta = {self.delta:g})"
-            f"-differentially private (unit: {self.unit}, adjacency: {self.neighboring_relation}, trust model: "
-            f"{self.trust_model}, accountant: {self.accountant}), excluding hyper-parameter selection; the list of "
-            "items is taken as public; metrics and diagnostics logged by a simulation are not covered, and its noise "
-            "holds only against those who do not know its seed."
-        )
+        return wording.statement(self)
 
     def describe(self) -> str:
         """Return the plan in words, one fact a line."""
-        lines = [f"epsilon    {_round_up(self.epsilon)} at delta {self.delta:g} (accountant: {self.accountant})"]
-        for event in self.events:
-            cohort = event.sampling_probability * self.population_size
-            lines.append(
-                f"rounds     T = {event.count} for {event.purpose}: noise multiplier {event.noise_multiplier:.6g}, "
-                f"each user drawn with q = {event.sampling_probability:g} (expected cohort {cohort:g})"
-            )
-        lines += [
-            f"noise      std = noise multiplier x clipping norm {self.clipping_norm:g}, on every coordinate of the sum",
-            f"unit       {self.unit} (one person, one enrolment), of a declared population of {self.population_size}",
-            f"adjacency  {self.neighboring_relation}",
-            f"trust      {self.trust_model}: {TRUST_MODELS[self.trust_model]}",
-            "excluded   hyper-parameter selection; metrics and diagnostics logged by a simulation",
-        ]
-        if any(event.sampling_probability < 1 for event in self.events):
-            lines.append("sampling   the claim holds only if every user is drawn independently, by Poisson sampling")
-        if self.delta > 1 / self.population_size:
-            lines.append(
-                f"WARNING    delta {self.delta:g} is above 1 / population_size = {1 / self.population_size:g}: it "
-                "would allow publishing one user's data outright; choose a smaller delta"
-            )
-        return "\n".join(lines)
+        return wording.describe(self)
+
+    @property
+    def bound_name(self) -> str:
+        """Return how `clipping_norm` is called in configs and results: per user, or per example."""
+        return "clipping_norm" if self.unit == "user" else "max_grad_norm"
 
     def to_result(self) -> dict[str, Any]:
         """Return the `privacy` section of result.json."""
@@ -266,22 +282,8 @@ class PrivacyPlan:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "accountant": self.accountant,
-            "clipping_norm": self.clipping_norm,
+            self.bound_name: self.clipping_norm,
             "population_size": self.population_size,
             "events": [asdict(event) for event in self.events],
             "statement": self.statement,
         }
-
-
-def _check_choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
-    """Raise where `found` is none of the allowed values."""
-    if found not in allowed:
-        raise PrivacyError(f"{name}={found!r} is not available in this version; allowed: {', '.join(allowed)}")
-
-
-def _round_up(epsilon: float) -> str:
-    """Print an epsilon with four significant digits, never below its value."""
-    if not 0 < epsilon < math.inf:
-        return f"{epsilon:g}"
-    step = 10.0 ** (math.floor(math.log10(epsilon)) - 3)
-    return f"{math.ceil(epsilon / step * (1 - 1e-12)) * step:.4g}"

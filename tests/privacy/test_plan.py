@@ -11,7 +11,8 @@ import pytest
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy.accounting import epsilon
-from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan, _round_up
+from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
+from fedrec.privacy.wording import _round_up
 
 EVENTS = (PrivacyEvent(4.0, 1.0, 2, "popularity"), PrivacyEvent(2.0, 0.25, 5))
 PLAN = PrivacyPlan(EVENTS, delta=1e-6, clipping_norm=1.5, population_size=1000)
@@ -102,6 +103,31 @@ def test_calibrated_plan_is_just_within_the_target(probability: float) -> None:
     assert plan.expected_cohort_size == 500 * probability
 
 
+LOCAL = PrivacyPlan((PrivacyEvent(4.0, 1.0, 3),), 1e-6, 1.5, 1000, trust_model="local")
+EXAMPLES = PrivacyPlan((PrivacyEvent(1.0, 0.01, 60),), 1e-6, 0.5, 9000, "local", "interaction", steps_per_round=20)
+
+
+def test_local_trust_replaces_a_user_at_twice_the_norm_and_says_that_nothing_is_amplified() -> None:
+    assert (LOCAL.neighboring_relation, LOCAL.sensitivity) == ("replace one user", 3.0)
+    assert LOCAL.epsilon == epsilon([(4.0, 1.0, 3)], 1e-6)
+    for text in (LOCAL.statement, LOCAL.describe()):
+        assert "replace one user" in text and "no amplification by sampling is claimed" in text
+    assert "2 x clipping norm 1.5" in LOCAL.describe() and "Everything that leaves a user's node" in LOCAL.statement
+    assert PrivacyPlan.from_dict(LOCAL.to_dict()) == LOCAL
+
+
+def test_example_level_plan_counts_local_steps_and_says_that_histories_are_not_covered() -> None:
+    assert (EXAMPLES.neighboring_relation, EXAMPLES.sensitivity) == ("add-or-remove one interaction", 0.5)
+    assert EXAMPLES.num_rounds == 3 and EXAMPLES.epsilon == epsilon([(1.0, 0.01, 60)], 1e-6)
+    assert [EXAMPLES.event_for_round(r) for r in (1, 3)] == [EXAMPLES.events[0]] * 2
+    with pytest.raises(PrivacyError, match="allowed are 1 to 3"):
+        EXAMPLES.event_for_round(4)
+    assert "not a user's whole history" in EXAMPLES.statement and "(3 rounds of 20 local steps)" in EXAMPLES.describe()
+    assert EXAMPLES.to_result()["max_grad_norm"] == 0.5 and "clipping_norm" not in EXAMPLES.to_result()
+    assert PrivacyPlan.from_dict(json.loads(json.dumps(EXAMPLES.to_dict()))) == EXAMPLES
+    assert len({replace(EXAMPLES, steps_per_round=n).digest() for n in (20, 30, 1)}) == 3
+
+
 def test_plan_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         PLAN.delta = 0.5  # type: ignore[misc]
@@ -120,9 +146,17 @@ def test_plan_is_frozen() -> None:
         ({"population_size": 10.5}, "population_size=10.5"),
         (
             {"trust_model": "distributed"},
-            "trust_model='distributed' is not available in this version; allowed: central",
+            "unit='user' with trust_model='distributed' is not available in this version; allowed: unit 'user'",
         ),
-        ({"trust_model": "local"}, "allowed: central"),
+        ({"trust_model": "local"}, "allowed: 'replace one user'"),
+        ({"trust_model": "local", "neighboring_relation": ""}, "sampling amplifies nothing; set it to 1"),
+        ({"unit": "interaction"}, "unit='interaction' with trust_model='central' is not available"),
+        ({"steps_per_round": 2}, "allowed is 1: one sum a round"),
+        ({"steps_per_round": 0}, "steps_per_round=0"),
+        (
+            {"unit": "interaction", "trust_model": "local", "neighboring_relation": "", "steps_per_round": 2},
+            r"counts \[2, 5\] are not multiples of steps_per_round=2",
+        ),
         ({"unit": "example"}, "unit='example'"),
         ({"neighboring_relation": "replace one user"}, "neighboring_relation"),
         ({"events": ()}, "one or more PrivacyEvent"),
