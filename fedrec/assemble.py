@@ -154,24 +154,31 @@ def config_of_run(run_config: Mapping[str, object]) -> Config:
 
 def model_of(config: Config) -> FederatedModel:
     """Build the model, in its bounded form where there is a privacy plan."""
-    return build_model(config.model, None if config.privacy is None else config.privacy.clipping_norm)
+    return build_model(config.model, None if config.privacy is None else config.privacy.bound)
 
 
 def plan_of(config: Config) -> PrivacyPlan | None:
     """Return the privacy plan of a config; see `_plan`."""
-    return None if config.privacy is None else _plan(config.privacy, config.federated.num_rounds)
+    if config.privacy is None:
+        return None
+    return _plan(config.privacy, config.federated.num_rounds, config.federated.local_steps or 1)
 
 
 @lru_cache(maxsize=32)
-def _plan(privacy: PrivacyConfig, num_rounds: int) -> PrivacyPlan:
+def _plan(privacy: PrivacyConfig, num_rounds: int, steps_per_round: int) -> PrivacyPlan:
     """Calibrate the privacy plan of a run, or take the noise that the config gives.
 
     Privacy:
-        Unit user, add-or-remove; one Gaussian release a round, all blocks jointly.
+        Unit and trust model of the config; one Gaussian release a round, all blocks jointly, or `steps_per_round`
+        noisy steps where the unit is an interaction.
     """
+    claim = {"trust_model": privacy.trust_model, "unit": privacy.unit}
     if privacy.noise_multiplier is not None:
-        event = PrivacyEvent(privacy.noise_multiplier, privacy.sampling_probability, num_rounds)
-        return PrivacyPlan((event,), privacy.target_delta, privacy.clipping_norm, privacy.population_size)
+        event = PrivacyEvent(privacy.noise_multiplier, privacy.sampling_probability, num_rounds * steps_per_round)
+        size = privacy.population_size
+        return PrivacyPlan(
+            (event,), privacy.target_delta, privacy.bound, size, **claim, steps_per_round=steps_per_round
+        )
     if privacy.target_epsilon is None:
         raise ConfigError("neither privacy.target_epsilon nor privacy.noise_multiplier is given; give one of them")
     return PrivacyPlan.calibrate(
@@ -179,8 +186,10 @@ def _plan(privacy: PrivacyConfig, num_rounds: int) -> PrivacyPlan:
         delta=privacy.target_delta,
         num_rounds=num_rounds,
         sampling_probability=privacy.sampling_probability,
-        clipping_norm=privacy.clipping_norm,
+        clipping_norm=privacy.bound,
         population_size=privacy.population_size,
+        steps_per_round=steps_per_round,
+        **claim,
     )
 
 

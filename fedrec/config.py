@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fedrec.errors import ConfigError
 from fedrec.federated.chains import check_chain, check_private_upload
+from fedrec.privacy.claims import CLAIMS
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,12 +55,14 @@ class DataConfig(_Table):
 class FederatedConfig(_Table):
     """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time.
 
-    `upload_codec` and `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
+    `local_steps` is the number of noisy steps a node takes in a round of an example-level plan. `upload_codec` and
+    `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
     `fedrec.federated.codec`.
     """
 
     num_nodes: Count = 2
     num_rounds: Count = 10
+    local_steps: Count | None = None
     min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
     upload_codec: Chain = ("dense",)
@@ -77,17 +80,36 @@ class FederatedConfig(_Table):
 
 
 class PrivacyConfig(_Table):
-    """[privacy]: the plan to calibrate; no such table means no privacy."""
+    """[privacy]: the plan to calibrate; no such table means no privacy.
+
+    `clipping_norm` is the bound on a user, `max_grad_norm` that on an example where `unit` is "interaction"; then
+    `population_size` counts interactions.
+    """
 
     target_epsilon: Positive | None = None
     noise_multiplier: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clipping_norm: Positive = 1.0
+    clipping_norm: Positive | None = None
+    max_grad_norm: Positive | None = None
     sampling_probability: Probability = 1.0
     population_size: Count
     trust_model: Literal["central", "distributed", "local"] = "central"
-    unit: Literal["user"] = "user"
+    unit: Literal["user", "interaction"] = "user"
     min_users_per_node: Count = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_what_the_unit_implies(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        if table.get("unit") == "interaction":
+            return {"trust_model": "local", "max_grad_norm": 1.0, **table}
+        return {"clipping_norm": 1.0, **table}
+
+    @property
+    def bound(self) -> float:
+        """Return the L2 bound on one unit."""
+        return float(self.clipping_norm or self.max_grad_norm or 0.0)
 
     @model_validator(mode="after")
     def _one_of_target_and_noise(self) -> PrivacyConfig:
@@ -97,8 +119,25 @@ class PrivacyConfig(_Table):
             raise ValueError(
                 f"[privacy] has {found}; give exactly one of privacy.target_epsilon and privacy.noise_multiplier"
             )
-        if self.trust_model != "central":
-            raise ValueError(f"privacy.trust_model={self.trust_model!r} is not available yet; allowed is 'central'")
+        return self
+
+    @model_validator(mode="after")
+    def _claim_is_available(self) -> PrivacyConfig:
+        if (self.unit, self.trust_model) not in CLAIMS:
+            allowed = " and ".join(repr(trust) for unit, trust in CLAIMS if unit == self.unit)
+            raise ValueError(
+                f"privacy.trust_model={self.trust_model!r} is not available for privacy.unit={self.unit!r}; "
+                f"allowed: {allowed}"
+            )
+        foreign = "max_grad_norm" if self.unit == "user" else "clipping_norm"
+        if getattr(self, foreign) is not None:
+            other = "clipping_norm" if self.unit == "user" else "max_grad_norm"
+            raise ValueError(f"privacy.{foreign} is not for privacy.unit={self.unit!r}; give privacy.{other}")
+        if self.unit == "user" and self.trust_model == "local" and self.sampling_probability != 1:
+            raise ValueError(
+                f"privacy.sampling_probability={self.sampling_probability} under local trust: the server sees who "
+                "answers, so sampling amplifies nothing; set it to 1"
+            )
         return self
 
 
@@ -153,12 +192,26 @@ class Config(_Table):
             except ConfigError as error:
                 raise ValueError(str(error)) from error
             declared = self.privacy.population_size // self.federated.num_nodes
-            if declared < self.privacy.min_users_per_node:
+            if self.privacy.trust_model == "central" and declared < self.privacy.min_users_per_node:
                 raise ValueError(
                     f"privacy.population_size / federated.num_nodes = {declared} users a node, "
                     f"privacy.min_users_per_node={self.privacy.min_users_per_node}: a sum over fewer would show the "
                     "server too much; put more users on each node"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _local_steps_belong_to_an_example_level_plan(self) -> Config:
+        by_example = self.privacy is not None and self.privacy.unit == "interaction"
+        if by_example and self.federated.local_steps is None:
+            raise ValueError(
+                "privacy.unit='interaction' needs federated.local_steps, the noisy steps of a round; give it"
+            )
+        if not by_example and self.federated.local_steps is not None:
+            raise ValueError(
+                f"federated.local_steps={self.federated.local_steps} is for privacy.unit='interaction' only; "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -226,7 +279,7 @@ def _resolve_model(config: Config, source: str) -> dict[str, Any]:
 
     table = dict(config.model)
     name = table.pop("name")
-    settings = settings_type(name, private=config.privacy is not None)
+    settings = settings_type(name, None if config.privacy is None else config.privacy.unit)
     try:
         return {"name": name, **settings.model_validate(table).model_dump(mode="json")}
     except ValidationError as error:

@@ -188,7 +188,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if min(options.users) < 1:
         raise ConfigError(f"--users {min(options.users)} is too small; allowed is 1 or more")
     for model in options.models:
-        settings_type(model, private=False)
+        settings_type(model, unit=None)
     return options
 
 

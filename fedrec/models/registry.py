@@ -29,20 +29,25 @@ _PRIVATE_SETTINGS: dict[str, type[BaseModel]] = {
     "popularity": PopularityConfig,
     "two_tower": TwoTowerConfig,
 }
+_EXAMPLE_LEVEL_SETTINGS: dict[str, type[BaseModel]] = {"two_tower": TwoTowerConfig}
 
 
-def settings_type(name: str, private: bool) -> type[BaseModel]:
+def settings_type(name: str, unit: str | None) -> type[BaseModel]:
     """Return the class of a model's settings.
 
+    Args:
+        name: of the model.
+        unit: the privacy unit of the run's plan; None without privacy.
+
     Raises:
-        ConfigError: for a name that is unknown, or that has no bounded form while there is a privacy plan.
+        ConfigError: for a name that is unknown, or that has no form with bounded users (or examples) under such a plan.
     """
-    known = _PRIVATE_SETTINGS if private else _SETTINGS
+    known = {None: _SETTINGS, "interaction": _EXAMPLE_LEVEL_SETTINGS}.get(unit, _PRIVATE_SETTINGS)
     if name in known:
         return known[name]
     if name in _SETTINGS:
         raise ConfigError(
-            f"model.name={name!r} does not run under a privacy plan; allowed are {', '.join(known)}: "
+            f"model.name={name!r} does not run under a privacy plan of unit {unit!r}; allowed are {', '.join(known)}: "
             "choose one of them or leave [privacy] out"
         )
     near = difflib.get_close_matches(name, known, n=1)
@@ -58,7 +63,7 @@ def build_model(table: Mapping[str, Any], clipping_norm: float | None) -> Federa
         clipping_norm: the plan's bound on a user's contribution; None without privacy.
     """
     name = table["name"]
-    settings = settings_type(name, private=clipping_norm is not None)
+    settings = settings_type(name, None if clipping_norm is None else "user")
     values = settings.model_validate({key: value for key, value in table.items() if key != "name"})
     if isinstance(values, BoundedAlsConfig) and clipping_norm is not None:
         return BoundedAls(values, clipping_norm)
