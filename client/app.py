@@ -18,6 +18,7 @@ from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.codec import spec_of
 from fedrec.federated.cohort import draw_cohort, sum_contributions
 from fedrec.flower.records import record_to_tensors, tensors_to_record
+from fedrec.privacy.mechanism import add_noise_to_users
 
 app = ClientApp()
 
@@ -28,8 +29,9 @@ def train(message: Message, context: Context) -> Message:
 
     Privacy:
         What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server
-        is trusted with it. Under a plan it leaves as it was added up: a config with another upload codec is refused.
-        The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon: simulations only.
+        is trusted with it, under local trust every user in it has noise of their own. Under a plan it leaves as it was
+        added up: a config with another upload codec is refused. The diagnostics beside it (cohort size, clipping
+        counts) are not covered by epsilon: simulations only.
     """
     node = _Node(message, context)
     config, round_number = node.config, node.round
@@ -52,6 +54,9 @@ def train(message: Message, context: Context) -> Message:
         assemble.device_of(config),
         keep=state.put,
     )
+    if plan is not None and plan.trust_model == "local":
+        noise_key = assemble.noise_key(config)
+        total = add_noise_to_users(total, plan, round_number, node.data.user_keys[cohort], noise_key)
     node.store.save_state(state.tensors)
     payload = assemble.upload_codec(config).encode(
         total.totals, spec_of(total.totals), key.fold("codec", "upload", node.partition)

@@ -24,7 +24,7 @@ from fedrec.federated.codec import Codec, spec_of
 from fedrec.federated.codecs.stage import Spec
 from fedrec.federated.coordinator import Coordinator
 from fedrec.flower.records import record_to_tensors, tensors_to_record
-from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.plan import PrivacyPlan
 from fedrec.result import build_result, metrics_of
 from fedrec.run_folder import RunFolder
 
@@ -64,6 +64,7 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         assemble.run_key(config),
         plan,
         assemble.noise_key(config),
+        config.federated.num_nodes,
     )
     try:
         session = Session(grid, config, coordinator, folder)
@@ -116,11 +117,9 @@ class Session:
         coordinator = self.coordinator
         coordinator.begin(round_number)
         spec = assemble.totals_spec(self.config.to_json())
-        max_norm = (
-            math.inf if coordinator.plan is None else coordinator.plan.population_size * coordinator.clipping_norm
-        )
+        max_norm = math.inf if coordinator.plan is None else largest_norm(coordinator.plan, spec)
         replies, sent = self._exchange("train", round_number, {}, spec, self._upload, max_norm)
-        sums = [BoundedSum(reply.tensors, coordinator.clipping_norm) for reply in replies]
+        sums = [coordinator.receive(reply.tensors) for reply in replies]
         diagnostics = {name: sum(reply.report[name] for reply in replies) for name in REPORTED if name != "partition"}
         num_nodes = self.config.federated.num_nodes
         present = {reply.report["partition"] for reply in replies}
@@ -224,6 +223,18 @@ class Session:
             _LOG.warning("%s round %d: %d of %d nodes took part", kind, round_number, len(good), len(nodes))
         # Node ids are random in some runtimes; adding up in the order of the partitions makes sums reproducible.
         return sorted(good.values(), key=lambda reply: reply.report["partition"]), _num_bytes(shared)
+
+
+def largest_norm(plan: PrivacyPlan, spec: Spec) -> float:
+    """Return a norm that no honest node's sum passes; where it has its noise already, with a probability of 1e-20."""
+    if plan.unit == "interaction":
+        return math.inf
+    largest = plan.population_size * plan.clipping_norm
+    if plan.trust_model == "central":
+        return largest
+    num_values = sum(int(np.prod(shape)) for _, shape in spec.values())
+    std = max(event.noise_multiplier for event in plan.events) * plan.sensitivity * math.sqrt(plan.population_size)
+    return largest + std * (math.sqrt(num_values) + 10)
 
 
 def _check(answer: Message, round_number: int, spec: Spec, codec: Codec, max_norm: float) -> Reply:

@@ -14,7 +14,7 @@ from fedrec.federated.checkpoint import Checkpoint, read_checkpoint, write_check
 from fedrec.models.protocol import FederatedModel
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.mechanism import Release, publish_exact, release
+from fedrec.privacy.mechanism import NoisySum, Release, publish_exact, publish_noisy, release
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.randomness import Key
 
@@ -31,8 +31,8 @@ class Coordinator:
     a new one is intended.
 
     Privacy:
-        Unit user, add-or-remove, central trust. Each finished round spends one event of the plan; all else is
-        post-processing.
+        Unit, adjacency and trust model are the plan's. Each finished round spends one round of the plan; all else is
+        post-processing. Under central trust the noise is added here; under local trust it came with the sums.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Coordinator:
         key: Key,
         plan: PrivacyPlan | None,
         noise_key: Key | None = None,
+        num_nodes: int = 1,
     ) -> None:
         """Start a run in `folder`, or go on with the one that is there.
 
@@ -55,12 +56,13 @@ class Coordinator:
             key: what the initial state is drawn from.
             plan: None without privacy.
             noise_key: what noise is drawn from; no two runs whose sums differ may share it. `key` where None.
+            num_nodes: public number of nodes that an example-level plan averages over.
 
         Raises:
             ProtocolError: where the checkpoint is damaged or of another run.
             PrivacyError: where the ledger is damaged, shorter than the checkpoint knows it, or of another plan.
         """
-        self.model, self.plan, self.run_id = model, plan, run_id
+        self.model, self.plan, self.run_id, self._num_nodes = model, plan, run_id, num_nodes
         self._noise_key = key if noise_key is None else noise_key
         self._path = folder / "server.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ class Coordinator:
 
         Args:
             round_number: the round that `begin` opened.
-            sums: one bounded sum a node, of disjoint users; left as they are.
+            sums: one sum a node, of disjoint users, as `receive` made them; left as they are.
             num_users: users behind the sums; only used without privacy, where it is the divisor.
             absent: names of the nodes whose sum is missing, each with the number of nodes in it.
 
@@ -137,13 +139,21 @@ class Coordinator:
         position = None if self.ledger is None else self.ledger.position
         self._next = Checkpoint(state, round_number, self.run_id, digest, position)
 
+    def receive(self, totals: dict[str, torch.Tensor]) -> BoundedSum:
+        """Say what the tensors of a node are: a bounded sum, or, under local trust, one that has its noise already.
+
+        Privacy:
+            Takes the node's word for it, as the plan's trust model does.
+        """
+        local = self.plan is not None and self.plan.trust_model == "local"
+        return (NoisySum if local else BoundedSum)(totals, self.clipping_norm)
+
     def _add_up(self, sums: Sequence[BoundedSum]) -> BoundedSum:
         if not sums:
-            return BoundedSum(self.model.totals(self.shared), self.clipping_norm)
+            return self.receive(self.model.totals(self.shared))
         nothing = {name: tensor.to("meta") for name, tensor in self.shared.items()}
-        BoundedSum(self.model.totals(nothing), self.clipping_norm).check_same_kind(sums[0])
-        first = {name: tensor.clone() for name, tensor in sums[0].totals.items()}
-        total = BoundedSum(first, self.clipping_norm)
+        self.receive(self.model.totals(nothing)).check_same_kind(sums[0])
+        total = self.receive({name: tensor.clone() for name, tensor in sums[0].totals.items()})
         for one in sums[1:]:
             total.merge(one)
         return total
@@ -159,16 +169,23 @@ class Coordinator:
     ) -> tuple[Release, str]:
         if self.plan is None:
             return publish_exact(total, float(max(num_users, 1))), ""
+        if isinstance(total, NoisySum):
+            published = publish_noisy(total, self.plan, round_number, self._num_nodes)
+            return published, published.digest()
         key = self._noise_key.fold("absent", *sorted(absent)) if absent else self._noise_key
         released = release(total, self.plan, round_number, key)
         return released, released.digest()
 
     def _attempt(self, round_number: int) -> int:
-        """Number the attempt: a simulation repeats the same one, a deployment closes what never published."""
-        if self.ledger is None or not self._noise_key.from_system:
+        """Number the attempt: a simulation repeats the same one, a deployment closes what never published.
+
+        What nodes sent with their noise was out when it left them: under local trust nothing is closed.
+        """
+        if self.plan is None or self.ledger is None or not self._noise_key.from_system:
             return 1
-        for attempt in self.ledger.open_attempts(round_number):
-            self.ledger.closed(round_number, attempt)
+        if self.plan.trust_model == "central":
+            for attempt in self.ledger.open_attempts(round_number):
+                self.ledger.closed(round_number, attempt)
         return self.ledger.num_attempts(round_number) + 1
 
     def _record_published(self) -> None:

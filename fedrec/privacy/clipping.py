@@ -91,12 +91,17 @@ class BoundedSum:
         """Raise unless the other sum has the same bound and the same blocks.
 
         Raises:
-            PrivacyError: where the clipping norms differ.
+            PrivacyError: where the clipping norms differ, or only one has its noise already.
             ProtocolError: where the blocks differ in name or shape.
 
         Privacy:
             Sums of different bounds have no common sensitivity.
         """
+        if type(other) is not type(self):
+            raise PrivacyError(
+                f"a {type(other).__name__} can't be added to a {type(self).__name__}: only one of them has its noise "
+                "already; every node must follow the plan's trust model"
+            )
         if other.clipping_norm != self.clipping_norm:
             raise PrivacyError(
                 f"a sum clipped to {other.clipping_norm} can't be added to one clipped to {self.clipping_norm}; "

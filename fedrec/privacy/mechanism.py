@@ -1,14 +1,14 @@
 """Mechanism: the only place where noise is drawn; what comes out may be published, what goes in may not.
 
-Unit: a user. Adjacency: add or remove one user. Sensitivity: the `BoundedSum` carries it (L2, all blocks jointly), and
-it must be the plan's clipping_norm. Released: every block of the sum + Gaussian noise of std noise_multiplier x
-clipping_norm on every coordinate (one joint Gaussian mechanism), divided by a public number.
+    release                central trust: the server adds noise to the sum over all users, once
+    add_noise_to_users     local trust: the node adds noise for each of its users, before anything leaves it
+    publish_noisy, publish_exact    draw nothing: sums that have their noise already, or never get any
 
-Limit, floating point: a Gaussian drawn in float64 does not reach every number, and the low bits of sum + noise can
-tell which sum it was (Mironov 2012; Casacuberta et al. 2022). Noisy sums are therefore rounded to a grid of about std
-/ 2^20; near the mean, billions of draws fall together on it. That hides the low bits in practice; it is no proof. Far
-out in the tail draws are sparse again, beyond 8.6 std there are none (probability 2^-53 a coordinate), and the sum
-itself was added up in float64, which can lift its sensitivity by about a relative 1e-16 for every user in it.
+Unit: a user. Adjacency: the plan's. Sensitivity: the `BoundedSum` carries the norm that users were clipped to (L2, all
+blocks jointly), and it must be the plan's. Released: every coordinate of every block + Gaussian noise of std
+noise_multiplier x `plan.sensitivity` (one joint Gaussian mechanism), divided by a public number. How noise is drawn,
+and what floating point does to it, is in `fedrec.privacy.noise`. (Where the unit is an interaction, every local step
+draws its own, in `fedrec.privacy.example_level`.)
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.noise import noisy, noisy_for_users, values_of
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.randomness import Key
-
-GRID_BITS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +52,23 @@ class Release:
             digest.update(
                 f"{len(name)}:{name}:{tuple(block.shape)}:{self.noise_std[name]!r}:{self.divisor!r};".encode()
             )
-            digest.update(_bytes(block))
+            digest.update(values_of(block))
         return digest.hexdigest()
 
 
-def release(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, key: Key) -> Release:
-    """Add the plan's noise to a bounded sum and divide by the public expected cohort size.
+@dataclass(eq=False)
+class NoisySum(BoundedSum):
+    """A sum that has all its noise already: it may leave the node, and be published as it is.
 
-    The noise of a block follows from (key, round, block name): the same arguments give the same release, whatever other
-    blocks there are. A key from a seed (simulation) draws through Opacus; its torch generator has a 32-bit seed and
-    hides nothing from who knows the config. A key from the operating system (deployment) draws from ChaCha20, keyed
-    with the sum too: two different sums of one round never share their noise, so their difference stays hidden.
+    Privacy:
+        Unit, adjacency and what is spent are those of the plan that the noise was drawn for.
+    """
+
+
+def release(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, key: Key) -> Release:
+    """Add the plan's noise to a bounded sum and divide by the public expected cohort size: central trust.
+
+    The noise of a block follows from (key, round, block name) and nothing else.
 
     Args:
         bounded_sum: sums of contributions clipped to the plan's clipping_norm, float64; left as it is.
@@ -74,23 +80,82 @@ def release(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, key: Key) ->
         The release, on the device of the sums.
 
     Raises:
-        PrivacyError: where the sum has another clipping norm, is not finite or not float64, or the round not planned.
+        PrivacyError: where the sum has another clipping norm, is not finite or not float64, the round is not planned,
+            or the plan has its noise drawn on the nodes.
 
     Privacy:
         Spends one round of `plan.event_for_round(round)`: Gaussian mechanism, unit user, add-or-remove, L2 sensitivity
         `plan.clipping_norm`. An empty cohort spends the same. The divisor is sampling_probability x population_size and
         never the realised cohort.
     """
-    event = plan.event_for_round(round)
-    _check(bounded_sum, plan.clipping_norm)
+    std = _noise_std(bounded_sum, plan, round, ("user", "central"))
     divisor = plan.cohort_size_for_round(round)
-    std = event.noise_multiplier * bounded_sum.clipping_norm
-    blocks = {}
-    for name, total in sorted(bounded_sum.totals.items()):
-        block_key = key.fold("noise", round, name)
-        draw = _add_system_noise if key.from_system else _add_opacus_noise
-        noisy = draw(total.detach().cpu(), event.noise_multiplier, bounded_sum.clipping_norm, block_key)
-        blocks[name] = _round_to_grid(noisy, std).to(total.device) / divisor
+    blocks = {
+        name: noisy(total.detach().cpu(), std, key.fold("noise", round, name)).to(total.device) / divisor
+        for name, total in sorted(bounded_sum.totals.items())
+    }
+    return Release(blocks, dict.fromkeys(blocks, std / divisor), divisor)
+
+
+def add_noise_to_users(
+    bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, user_keys: np.ndarray, key: Key
+) -> NoisySum:
+    """Give every user behind a sum noise of their own: local trust.
+
+    It follows from (key, round, block name, user), so how users are spread over nodes changes nothing.
+
+    Args:
+        bounded_sum: the node's sum over the users of `user_keys`, as in `release`; left as it is.
+        plan: the plan whose round the node's ledger already holds.
+        round: from 1.
+        user_keys: (num_users,) uint64 of the users in the sum, also of those whose contribution is zero.
+        key: the run's key, of the node where it is from the operating system.
+
+    Returns:
+        The noisy sum, on the CPU.
+
+    Raises:
+        PrivacyError: as `release`, or where the plan is not one of local trust.
+
+    Privacy:
+        Unit user, replace-one, L2 sensitivity 2 x clipping_norm: each vector is a Gaussian mechanism of its own with
+        std noise_multiplier x 2 x clipping_norm. Who takes part is not hidden, and nothing is amplified.
+    """
+    std = _noise_std(bounded_sum, plan, round, ("user", "local"))
+    totals = {
+        name: noisy_for_users(total.detach().cpu(), std, key.fold("noise", round, name), user_keys)
+        for name, total in sorted(bounded_sum.totals.items())
+    }
+    return NoisySum(totals, bounded_sum.clipping_norm)
+
+
+def publish_noisy(total: NoisySum, plan: PrivacyPlan, round: int, num_nodes: int) -> Release:
+    """Divide what arrived with its noise by a public number; nothing is drawn.
+
+    Args:
+        total: over all nodes: of users' vectors; of how far each node moved the parameters, for unit "interaction".
+        plan: of local trust.
+        round: from 1.
+        num_nodes: public number of nodes, which moves are averaged over.
+
+    Returns:
+        The release; its noise is that of the declared population, and unknown (nan) for moves of several noisy steps.
+
+    Raises:
+        PrivacyError: where the sum has no noise yet, or the plan is not of local trust.
+
+    Privacy:
+        Post-processing of what left the nodes.
+    """
+    if not isinstance(total, NoisySum) or plan.trust_model != "local":
+        found = f"a {type(total).__name__} under trust {plan.trust_model!r}"
+        raise PrivacyError(f"{found} can't be published as it is; only local trust brings sums that have their noise")
+    if plan.unit == "interaction":
+        divisor, std = float(num_nodes), math.nan
+    else:
+        divisor = plan.cohort_size_for_round(round)
+        std = plan.event_for_round(round).noise_multiplier * plan.sensitivity * math.sqrt(plan.population_size)
+    blocks = {name: values.detach() / divisor for name, values in sorted(total.totals.items())}
     return Release(blocks, dict.fromkeys(blocks, std / divisor), divisor)
 
 
@@ -113,55 +178,22 @@ def publish_exact(bounded_sum: BoundedSum, divisor: float) -> Release:
     return Release(blocks, dict.fromkeys(blocks, 0.0), float(divisor))
 
 
-def _check(bounded_sum: BoundedSum, clipping_norm: float) -> None:
-    """Raise where the sum is not what the plan's noise is calibrated to."""
-    if bounded_sum.clipping_norm != clipping_norm:
+def _noise_std(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, claim: tuple[str, str]) -> float:
+    """Return the std of a round's noise; raise where the sum is not what the plan is calibrated to."""
+    event = plan.event_for_round(round)
+    if (plan.unit, plan.trust_model) != claim:
+        raise PrivacyError(
+            f"the plan is for unit {plan.unit!r} under trust {plan.trust_model!r}, this noise is for unit "
+            f"{claim[0]!r} under {claim[1]!r}; noise is drawn where the plan says"
+        )
+    if bounded_sum.clipping_norm != plan.clipping_norm:
         raise PrivacyError(
             f"the sum was clipped to {bounded_sum.clipping_norm}, the plan's noise is for "
-            f"clipping_norm={clipping_norm}; clip with the plan's norm"
+            f"clipping_norm={plan.clipping_norm}; clip with the plan's norm"
         )
     for name, total in bounded_sum.totals.items():
         if total.dtype != torch.float64:
-            raise PrivacyError(
-                f"block {name!r} is summed in {total.dtype}; sums of contributions must be torch.float64"
-            )
+            raise PrivacyError(f"block {name!r} is summed in {total.dtype}; sums must be torch.float64")
         if not bool(torch.isfinite(total).all()):
             raise PrivacyError(f"the sum of block {name!r} is not finite; every contribution must go through clipping")
-
-
-def _add_opacus_noise(total: Tensor, noise_multiplier: float, clipping_norm: float, key: Key) -> Tensor:
-    """Return total + noise, drawn by Opacus for a sum that is already clipped (its `step` would clip per example)."""
-    from opacus.optimizers import DPOptimizer
-
-    parameter = torch.nn.Parameter(torch.zeros_like(total))
-    optimizer = DPOptimizer(
-        torch.optim.SGD([parameter], lr=1.0),
-        noise_multiplier=noise_multiplier,
-        max_grad_norm=clipping_norm,
-        expected_batch_size=None,
-        loss_reduction="sum",
-        generator=key.torch_generator(),
-    )
-    parameter.summed_grad = total.clone()  # type: ignore[attr-defined]  # Opacus' own field; a clone, for it is marked as used
-    optimizer.add_noise()
-    if parameter.grad is None:
-        raise PrivacyError("Opacus added no noise; fedrec needs opacus>=1.6,<1.7")
-    return parameter.grad
-
-
-def _add_system_noise(total: Tensor, noise_multiplier: float, clipping_norm: float, key: Key) -> Tensor:
-    """Return total + noise from the ChaCha20 stream of a key that depends on the total as well."""
-    own_key = key.fold(hashlib.blake2b(_bytes(total), digest_size=32).hexdigest())
-    draws = torch.from_numpy(own_key.normals(total.numel())).reshape(total.shape)
-    return total + noise_multiplier * clipping_norm * draws
-
-
-def _round_to_grid(noisy: Tensor, std: float) -> Tensor:
-    """Round to multiples of the power of two at or below std / 2^20; see the limit at the top."""
-    spacing = 2.0 ** (math.floor(math.log2(std)) - GRID_BITS)
-    return torch.round(noisy / spacing) * spacing
-
-
-def _bytes(block: Tensor) -> bytes:
-    """Return the values of a block as bytes."""
-    return block.detach().cpu().contiguous().numpy().tobytes()
+    return event.noise_multiplier * plan.sensitivity

@@ -103,7 +103,11 @@ PRIVACY = {
     "delta-one": ("privacy.target_delta=1", "target_delta=1"),
     "sampling-above-one": ("privacy.sampling_probability=1.4", "sampling_probability=1.4"),
     "negative-clipping": ("privacy.clipping_norm=-1", "clipping_norm=-1"),
-    "local-trust": ("privacy.trust_model=local", "central"),
+    "unknown-trust": ("privacy.trust_model=none", "'central', 'distributed' or 'local'"),
+    "trust-to-come": ("privacy.trust_model=distributed", "'central' and 'local'"),
+    "bound-of-examples": ("privacy.max_grad_norm=1", "give privacy.clipping_norm"),
+    "steps-of-examples": ("federated.local_steps=5", "privacy.unit='interaction' only"),
+    "examples-without-steps": ("privacy.unit=interaction", "needs federated.local_steps"),
     "unbounded-model": ("model.name=item_knn", "privacy plan"),
     "nodes-too-small": ("federated.num_nodes=20", "min_users_per_node"),
 }
@@ -113,6 +117,23 @@ PRIVACY = {
 def test_bad_privacy_setting(fedrec: Fedrec, private_config_file: Path, tmp_path: Path, kind: str) -> None:
     setting, word = PRIVACY[kind]
     one_line(fedrec("simulate", private_config_file, "--out", tmp_path / "run", "--set", setting), word)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        (["privacy.trust_model=local", "privacy.sampling_probability=0.5"], "sampling amplifies nothing; set it to 1"),
+        (["privacy.unit=interaction", "federated.local_steps=5"], "allowed are two_tower"),
+        (["privacy.unit=interaction", "federated.local_steps=5", "privacy.trust_model=central"], "allowed: 'local'"),
+        (["privacy.unit=interaction", "federated.local_steps=5", "privacy.clipping_norm=1"], "privacy.max_grad_norm"),
+        (["privacy.unit=interaction", "federated.local_steps=0"], "local_steps=0"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    fedrec: Fedrec, private_config_file: Path, tmp_path: Path, settings: list[str], word: str
+) -> None:
+    flags = [part for setting in settings for part in ("--set", setting)]
+    one_line(fedrec("simulate", private_config_file, "--out", tmp_path / "run", *flags), word)
 
 
 def test_config_that_is_missing_not_toml_or_binary(fedrec: Fedrec, tmp_path: Path) -> None:

@@ -63,6 +63,19 @@ def test_privacy_is_stated_and_its_epsilon_follows_from_the_events(
         assert word in privacy["statement"], privacy["statement"]
 
 
+def test_local_trust_is_stated_as_replace_one_and_needs_no_large_nodes(
+    fedrec: Fedrec, private_config_file: Path, tmp_path: Path
+) -> None:
+    settings = ("--set", "privacy.trust_model=local", "--set", "federated.num_nodes=20")
+    outcome = fedrec("simulate", private_config_file, "--out", tmp_path / "run", "--json", *settings)
+    assert outcome.code == 0, outcome.err
+    privacy = json.loads(outcome.out.splitlines()[-1])["privacy"]
+    assert (privacy["trust_model"], privacy["neighboring_relation"]) == ("local", "replace one user")
+    central = simulate(fedrec, private_config_file, tmp_path / "central")["privacy"]
+    assert privacy["events"] == central["events"] and privacy["epsilon"] == central["epsilon"]
+    assert "no amplification by sampling is claimed" in privacy["statement"]
+
+
 def test_seed_decides_everything(fedrec: Fedrec, private_config_file: Path, tmp_path: Path) -> None:
     one = simulate(fedrec, private_config_file, tmp_path / "a")
     two = simulate(fedrec, private_config_file, tmp_path / "b")

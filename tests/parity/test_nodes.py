@@ -21,17 +21,22 @@ def final_items(folder: Path) -> torch.Tensor:
     return read_checkpoint(folder / "checkpoint" / "server.safetensors").state.shared["items"]
 
 
-@pytest.mark.parametrize("private", [False, True], ids=["exact", "bounded"])
+SETTINGS = {
+    "exact": (),
+    "bounded": ("--set", "privacy.sampling_probability=0.7"),
+    "local": ("--set", "privacy.trust_model=local"),
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_one_two_and_seven_nodes_give_the_same_model(
-    fedrec: Fedrec, config_file: Path, private_config_file: Path, tmp_path: Path, private: bool
+    fedrec: Fedrec, config_file: Path, private_config_file: Path, tmp_path: Path, kind: str
 ) -> None:
-    config = private_config_file if private else config_file
+    config = config_file if kind == "exact" else private_config_file
     found = {}
     for num_nodes in (1, 2, 7):
         out = tmp_path / str(num_nodes)
-        settings = ("--set", f"federated.num_nodes={num_nodes}")
-        if private:
-            settings += ("--set", "privacy.sampling_probability=0.7")
+        settings = ("--set", f"federated.num_nodes={num_nodes}", *SETTINGS[kind])
         assert fedrec("simulate", config, "--out", out, *settings).code == 0
         found[num_nodes] = (final_items(out), RunFolder(out).result()["metrics"]["test"]["ndcg@10"])
     for num_nodes in (2, 7):

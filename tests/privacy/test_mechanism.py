@@ -12,7 +12,8 @@ from scipy.stats import kstest
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy.clipping import BoundedSum
-from fedrec.privacy.mechanism import GRID_BITS, Release, publish_exact, release
+from fedrec.privacy.mechanism import Release, publish_exact, release
+from fedrec.privacy.noise import GRID_BITS
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key
 

@@ -1,0 +1,104 @@
+"""Noise: a Gaussian of a given std on every coordinate, from a simulation's seed or from the operating system.
+
+A key from a seed (simulation) draws through Opacus; its torch generator has a 32-bit seed and hides nothing from who
+knows the config. A key from the operating system (deployment) draws from ChaCha20, keyed with the sum too: two
+different sums never share their noise, so their difference stays hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.errors import PrivacyError
+from fedrec.randomness import Key
+
+GRID_BITS = 20
+
+
+def noisy(total: Tensor, std: float, key: Key) -> Tensor:
+    """Add Gaussian noise and round to the grid.
+
+    Args:
+        total: (...) float64, on the CPU; left as it is.
+        std: of the noise on every coordinate.
+        key: what the draws follow from; never used for anything else.
+
+    Returns:
+        (...) float64, multiples of the power of two at or below std / 2^20.
+
+    Privacy:
+        A Gaussian mechanism of sensitivity / std, for whatever sensitivity `total` has.
+    """
+    if key.from_system:
+        own_key = key.fold(hashlib.blake2b(values_of(total), digest_size=32).hexdigest())
+        return _round_to_grid(total + std * torch.from_numpy(own_key.normals(total.numel())).reshape(total.shape), std)
+    return _round_to_grid(_add_opacus_noise(total, std, key), std)
+
+
+def noisy_for_users(total: Tensor, std: float, key: Key, user_keys: np.ndarray) -> Tensor:
+    """Add noise of its own for every user behind a sum: the same as adding it to each user's vector first.
+
+    A simulation draws from Philox with a 128-bit key a user: among the 32-bit seeds of torch, thousands of users would
+    share some. In a deployment the sum is rounded after every user, so that each draw hides what it was added to.
+
+    Args:
+        total: (...) float64 sum over the users, on the CPU; left as it is.
+        std: of each user's noise on every coordinate.
+        key: of the round and block.
+        user_keys: (num_users,) uint64.
+
+    Returns:
+        (...) float64.
+
+    Privacy:
+        Adds a Gaussian of std `std` for each user; draws of different users are independent.
+    """
+    if key.from_system:
+        for user in user_keys.tolist():
+            total = noisy(total, std, key.fold(user))
+        return total
+    total, draws = total.clone(), np.empty(tuple(total.shape))
+    for user in user_keys.tolist():
+        key.fold(user).numpy_generator().standard_normal(out=draws)
+        total.add_(torch.from_numpy(draws), alpha=std)
+    return _round_to_grid(total, std)
+
+
+def _add_opacus_noise(total: Tensor, std: float, key: Key) -> Tensor:
+    """Return total + noise, drawn by Opacus for a sum that is already clipped (its `step` would clip per example)."""
+    from opacus.optimizers import DPOptimizer
+
+    parameter = torch.nn.Parameter(torch.zeros_like(total))
+    optimizer = DPOptimizer(
+        torch.optim.SGD([parameter], lr=1.0),
+        noise_multiplier=1.0,
+        max_grad_norm=std,
+        expected_batch_size=None,
+        loss_reduction="sum",
+        generator=key.torch_generator(),
+    )
+    parameter.summed_grad = total.clone()  # type: ignore[attr-defined]  # Opacus' own field; a clone, for it is marked as used
+    optimizer.add_noise()
+    if parameter.grad is None:
+        raise PrivacyError("Opacus added no noise; fedrec needs opacus>=1.6,<1.7")
+    return parameter.grad
+
+
+def _round_to_grid(noisy: Tensor, std: float) -> Tensor:
+    """Round to multiples of the power of two at or below std / 2^20; see the limit at the top."""
+    spacing = 2.0 ** (math.floor(math.log2(std)) - GRID_BITS)
+    return torch.round(noisy / spacing) * spacing
+
+
+def values_of(block: Tensor) -> bytes:
+    """Return the values of a block as bytes.
+
+    Privacy:
+        None: the bytes are as private as the block.
+    """
+    return block.detach().cpu().contiguous().numpy().tobytes()
