@@ -133,11 +133,11 @@ def _entries(labels: Sequence[str], runs: Sequence[Run]) -> list[Entry]:
     for label, run in zip(labels, runs, strict=True):
         grouped.setdefault(label, []).append(run)
     for label, repeats in grouped.items():
-        kinds = {(*_protocol(run), run.model_name, _epsilon(run)) for run in repeats if run.result}
+        kinds = {(*_protocol(run), run.model_name, _epsilon(run), _claim(run)) for run in repeats if run.result}
         if len(kinds) > 1:
             raise ConfigError(
-                f"label {label!r} stands for runs that differ in data, protocol, model or epsilon; only repeats of one "
-                "experiment may share a label"
+                f"label {label!r} stands for runs that differ in data, protocol, model, epsilon or claim; only "
+                "repeats of one experiment may share a label"
             )
     return [Entry(label, tuple(repeats)) for label, repeats in grouped.items()]
 
@@ -151,6 +151,10 @@ def _epsilon(run: Run) -> str:
     if run.result is None:
         return "unfinished"
     return "none" if run.result.privacy is None else epsilon_text(run.result.privacy.epsilon)
+
+
+def _claim(run: Run) -> str:
+    return run.result.privacy.claim if run.result and run.result.privacy else "none"
 
 
 def _banner(entries: Sequence[Entry]) -> Banner:
@@ -217,14 +221,14 @@ def _frontier(entries: Sequence[Entry]) -> Section:
     levels = {_epsilon(run) for entry in entries for run in entry.runs if run.result}
     key, name = CURVES[0]
     points = [
-        Point(entry.runs[0].model_name, entry.privacy.epsilon, mean, entry.span(key))
+        Point(_series(entry, entries), entry.privacy.epsilon, mean, entry.span(key))
         for entry in entries
         if entry.privacy and entry.privacy.epsilon and math.isfinite(entry.privacy.epsilon)
         if (mean := entry.mean(key)) is not None
     ]
     if not points or len(levels) < 2:
         return Section("")
-    lines = _horizontal_lines(entries, {point.series for point in points}, key)
+    lines = _horizontal_lines(entries, {entry.runs[0].model_name for entry in entries if entry.privacy}, key)
     spelled = [f"{point.series} at epsilon {epsilon_text(point.epsilon)} {point.value:.4f}" for point in points]
     spelled += [f"{label} (line) {value:.4f}" for label, value in lines]
     alt = f"Point plot of test {name} against epsilon: {'; '.join(spelled)}."
@@ -235,6 +239,13 @@ def _frontier(entries: Sequence[Entry]) -> Section:
     caption = f"{name} on the test split against epsilon. {shared} {_seeds(entries)}"
     draw = partial(privacy_utility, points, lines, name)
     return Section("Privacy and utility", pictures=(picture("privacy_utility", alt, caption, draw),))
+
+
+def _series(entry: Entry, entries: Sequence[Entry]) -> str:
+    """Name the curve of a private entry: its model, and its claim where there is more than one."""
+    claims = {other.privacy.claim for other in entries if other.privacy}
+    name = entry.runs[0].model_name
+    return f"{name} ({entry.privacy.claim})" if entry.privacy and len(claims) > 1 else name
 
 
 def _horizontal_lines(entries: Sequence[Entry], models: set[str], key: str) -> list[tuple[str, float]]:

@@ -34,9 +34,15 @@ class Privacy:
     trust_model: str
     accountant: str
     clipping_norm: float | None
+    max_grad_norm: float | None
     population_size: float | None
     statement: str
     events: tuple[PrivacyEvent, ...]
+
+    @property
+    def claim(self) -> str:
+        """Return unit and trust model in words: epsilons of different claims are not comparable."""
+        return f"unit {self.unit or 'not stated'}, {self.trust_model or 'unknown'} trust"
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,7 @@ def _privacy(raw: object, where: str) -> Privacy:
         trust_model=as_text(table.get("trust_model")),
         accountant=as_text(table.get("accountant")),
         clipping_norm=as_number(table.get("clipping_norm"), f"{where}.clipping_norm"),
+        max_grad_norm=as_number(table.get("max_grad_norm"), f"{where}.max_grad_norm"),
         population_size=as_number(table.get("population_size"), f"{where}.population_size"),
         statement=as_text(table.get("statement")),
         events=tuple(

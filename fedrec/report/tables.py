@@ -137,7 +137,10 @@ def terms(privacy: Privacy) -> tuple[tuple[str, str], ...]:
 def guarantee_table(privacy: Privacy) -> Table:
     """Return epsilon with all its terms."""
     rows = [("epsilon", epsilon_text(privacy.epsilon)), *terms(privacy)]
-    rows += [("clipping norm", exact_text(privacy.clipping_norm))]
+    if privacy.max_grad_norm is None:
+        rows += [("clipping norm", exact_text(privacy.clipping_norm))]
+    else:
+        rows += [("max grad norm (of an example)", exact_text(privacy.max_grad_norm))]
     rows += [("population size (declared)", count_text(privacy.population_size))]
     return Table("The guarantee", ("Term", "Value"), tuple(rows), numeric=False)
 

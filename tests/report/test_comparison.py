@@ -48,6 +48,22 @@ def test_runs_of_one_label_are_repeats_with_mean_and_spread(write_run: WriteRun,
     assert "Means over 3 seeds" in text
 
 
+def test_epsilons_of_different_claims_are_never_on_one_curve(write_run: WriteRun, tmp_path: Path) -> None:
+    example = {**privacy(8.0), "unit": "interaction", "trust_model": "local", "max_grad_norm": 0.5}
+    example.pop("clipping_norm")
+    folders = [
+        write_run("user-8", result(private=privacy(8.0), test={"ndcg@10": 0.05}), rounds=1),
+        write_run("user-1", result(private=privacy(1.0), test={"ndcg@10": 0.04}), rounds=1),
+        write_run("interaction-8", result(private=example, test={"ndcg@10": 0.06}), rounds=1),
+    ]
+    reader = read(compare(folders, tmp_path / "out", ["a", "b", "c"]))
+    alt = reader.all("img")[1]["alt"]
+    for series in ("als (unit user, central trust) at epsilon 1", "als (unit interaction, local trust) at epsilon 8"):
+        assert series in alt
+    with pytest.raises(ConfigError, match="epsilon or claim"):
+        compare([folders[0], folders[2]], tmp_path / "out", ["a", "a"])
+
+
 def test_runs_of_one_privacy_level_get_no_frontier(write_run: WriteRun, tmp_path: Path) -> None:
     folders = [write_run(name, result(), rounds=1, private=False) for name in ("a", "b")]
     path = compare(folders, tmp_path / "out")
