@@ -19,6 +19,7 @@ from fedrec.federated.codec import spec_of
 from fedrec.federated.cohort import draw_cohort, sum_contributions
 from fedrec.flower.records import record_to_tensors, tensors_to_record
 from fedrec.privacy.mechanism import add_noise_to_users
+from fedrec.privacy.node_ledger import NodeLedger
 
 app = ClientApp()
 
@@ -37,8 +38,9 @@ def train(message: Message, context: Context) -> Message:
     config, round_number = node.config, node.round
     plan = assemble.plan_of(config)
     node.check_plan("" if plan is None else plan.digest())
-    node.store.take_part(node.run_id, node.plan_digest, round_number, node.shared, config.federated.num_rounds)
     key = assemble.run_key(config).fold("round", round_number)
+    with NodeLedger(node.store.folder / "ledger.jsonl", node.max_epsilon) as ledger:
+        ledger.take_part(node.run_id, plan, round_number, node.shared, config.federated.num_rounds, not key.from_system)
     cohort = draw_cohort(
         node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key
     )
@@ -109,6 +111,8 @@ class _Node:
         )
         folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
         self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
+        max_epsilon = context.node_config.get("max-epsilon")
+        self.max_epsilon = None if max_epsilon is None else float(str(max_epsilon))
         codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
         self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
 

@@ -1,10 +1,22 @@
 """An append-only file of JSON lines, each on disk before `append` returns, each with a checksum over all lines so far.
 
-A crash inside `append` leaves a last line without its newline. That call never returned, so what it would have allowed
-never began: a piece of a record is dropped; a whole record that lacks only its newline is kept, for a ledger may count
-too much but never too little. Anything else that does not verify is damage. The chain cannot see that whole lines are
-missing at the end: whoever needs to know remembers the number of lines and the last checksum elsewhere. The checksum
-has no key: it finds accidents and slips, not somebody who rewrites the file on purpose.
+A record is written in two steps: its text with a zero byte behind it, `fsync`, and only then a newline over the zero
+byte. So a newline says that the text before it had reached the disk, and the end of a file tells what happened:
+
+    newline, verifies                   on disk: counts
+    newline, does not verify            no crash leaves this: damage, training stops
+    no newline, whole and verifies      on disk or nearly, and `append` may have returned: counts, gets its newline
+    no newline, pieces of one record    `append` never returned, so what it would have allowed never began: dropped
+    no newline, anything else           damage
+
+Pieces are what a power cut makes of a record that was not synced: cut short anywhere, with zeros for any bytes (a file
+may grow before its content is written), behind a record whose newline was not yet on disk either. Zeros elsewhere are
+damage. A `fsync` that failed may have thrown away what it was to write: the record is taken back, and one that a killed
+process left is written again before its newline. Where the disk fails twice in a row, the next reader may find damage.
+
+Two things the chain cannot see. That the end is missing (whole lines, or a last line from its newline backwards):
+whoever needs to know remembers the number of lines and the last checksum elsewhere. And somebody who rewrites the file
+on purpose: the checksum has no key, it finds accidents and slips.
 """
 
 from __future__ import annotations
@@ -14,101 +26,120 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedrec.errors import PrivacyError
 from fedrec.files import sync_folder
 
-ADVICE = "training stops: restore the ledger from a backup, or start a new run and count this one as fully spent"
 _HEX = re.compile(rb"[0-9a-f]")
-_START = b'{"checksum":"' + b"0" * 64 + b'","payload":{'
+_TEXT_START = len(b'{"checksum":"","payload":') + 64
 
 
 class ChainedFile:
     """The file, locked for this process; `payloads` and `checksums` mirror its lines.
 
     Args:
-        path: the file.
-        header: payload of the first line of a new file; an old one keeps its own.
+        path: the file; made if it is not there.
+        header: payload of the first line of a new file, with a "kind" and a "version"; an old one must have the same
+            kind and version, and keeps the rest of its own.
+        advice: what to do where the file is damaged.
         must_exist: refuse to make a new file.
 
     Raises:
-        PrivacyError: where the file is missing though it must exist, in use by another process, or damaged.
+        PrivacyError: where the file is missing though it must exist, in use by another process, damaged, of another
+            kind or version, or can't be read and written.
 
     Privacy:
         Holds what it is given; it must be given public values only.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], must_exist: bool) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], advice: str, must_exist: bool = False) -> None:
         self.path, self.payloads, self.checksums = path, list[dict[str, Any]](), list[str]()
-        self._size, self._broken = 0, False
+        self._advice, self._size, self._file, self._broken = advice, 0, -1, False
         if must_exist and not path.exists():
-            raise PrivacyError(f"{path} is missing, but the checkpoint remembers it; {ADVICE}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            raise PrivacyError(f"{path} is missing, but the checkpoint remembers it; {advice}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._lock()
-            tail = self._read()
-            if self.checksums:
-                self._repair(tail)
-            elif self._line(header)[0].startswith(tail):
+            self._repair(self._read())
+            if not self.checksums:
                 self.append(header)
-            else:
-                raise self.damage(1, "it is not the header of a ledger")
+            self._check_header(header)
             os.fsync(self._file)  # what a killed process wrote may be read here, and still not be on disk
-            sync_folder(path.parent)
-        except BaseException:
-            os.close(self._file)
+            if len(self.checksums) == 1:
+                _sync_folders(path)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
             raise
+
+    def replay(self, apply: Callable[[Mapping[str, Any]], None]) -> None:
+        """Hand over every record behind the header; one that `apply` refuses could never have been written: damage.
+
+        Raises:
+            PrivacyError: naming the line; the file is closed then.
+        """
+        for line, payload in enumerate(self.payloads[1:], start=2):
+            try:
+                apply(payload)
+            except (KeyError, TypeError, ValueError, PrivacyError) as error:
+                self.close()
+                raise self.damage(line, f"the record makes no sense here ({error})") from error
 
     def append(self, payload: Mapping[str, Any]) -> None:
         """Add a record and return when it is on disk; where that fails, nothing was added."""
         if self._broken:
             raise PrivacyError(f"{self.path} is closed, or could not be written before; open it again")
-        line, checksum = self._line(payload)
+        text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        checksum = self._checksum(text)
+        record = _record(checksum, text)
         try:
-            self._write(line)
+            self._write(record)
         except BaseException as error:
             self._undo()
             if isinstance(error, OSError):
-                raise PrivacyError(
-                    f"{self.path} can't be written ({error}); nothing was recorded, so nothing may happen: "
-                    "make room on the disk and resume"
-                ) from error
+                raise self._unwritable(error) from error
             raise
-        self._size += len(line)
-        self.payloads.append(dict(payload))
-        self.checksums.append(checksum)
+        self._keep(record, checksum, dict(payload))
 
     def close(self) -> None:
         """Close the file, which ends the lock; a second call has no effect."""
         if self._file >= 0:
             os.close(self._file)
-            self._file, self._broken = -1, True
+        self._file, self._broken = -1, True
 
     def damage(self, line: int, what: str) -> PrivacyError:
         """Make the error for a line that does not verify."""
-        return PrivacyError(f"{self.path}, line {line}: {what}; {ADVICE}")
+        return PrivacyError(f"{self.path}, line {line}: {what}; {self._advice}")
+
+    def _unwritable(self, error: OSError) -> PrivacyError:
+        return PrivacyError(
+            f"{self.path} can't be written ({error}); nothing was recorded, so nothing may happen: "
+            "make room on the disk, or make it writable, and resume"
+        )
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise PrivacyError(
-                f"{self.path} is in use by another process; one server at a time: stop the other one"
-            ) from error
+            raise PrivacyError(f"{self.path} is in use by another process; stop that one, or wait for it") from error
 
-    def _line(self, payload: Mapping[str, Any]) -> tuple[bytes, str]:
-        """Return the line that would come next with this payload, and its checksum."""
-        canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    def _check_header(self, header: Mapping[str, Any]) -> None:
+        found = self.payloads[0]
+        if any(found.get(name) != header[name] for name in ("kind", "version")):
+            raise self.damage(1, f"it is not the header of a {header['kind']} of version {header['version']}")
+
+    def _checksum(self, text: bytes) -> str:
+        """Return the checksum of the next payload, over it and all before."""
         previous = self.checksums[-1] if self.checksums else ""
-        digest = hashlib.blake2b((previous + canonical).encode(), digest_size=32, person=b"fedrec-ledger")
-        return f'{{"checksum":"{digest.hexdigest()}","payload":{canonical}}}\n'.encode(), digest.hexdigest()
+        return hashlib.blake2b(previous.encode() + text, digest_size=32, person=b"fedrec-ledger").hexdigest()
 
     def _read(self) -> bytes:
-        """Verify and take in every whole line; return what follows the last newline."""
+        """Verify and take in every line; return what follows the last newline."""
         with os.fdopen(os.dup(self._file), "rb") as file:
             *lines, tail = file.read().split(b"\n")
         for number, line in enumerate(lines, start=1):
@@ -116,38 +147,52 @@ class ChainedFile:
                 raise self.damage(number, "the record does not verify: it was changed, lost its neighbour or moved")
         return tail
 
-    def _take(self, line: bytes) -> bool:
-        """Take in a line without its newline if it is exactly the next record; return whether it is."""
+    def _take(self, record: bytes) -> bool:
+        """Take in a record if it is exactly the next one; return whether it is."""
+        if not self._verifies(record):
+            return False
         try:
-            payload = json.loads(line)["payload"]
-            expected, checksum = self._line(payload)
-        except (ValueError, KeyError, TypeError):
+            payload = json.loads(_text(record))
+        except ValueError:
             return False
-        if expected != line + b"\n" or not isinstance(payload, dict):
+        if not isinstance(payload, dict):
             return False
-        self._size += len(expected)
-        self.payloads.append(payload)
-        self.checksums.append(checksum)
+        self._keep(record, self._checksum(_text(record)), payload)
         return True
 
-    def _repair(self, tail: bytes) -> None:
-        """Finish or drop what a crash in `append` left behind the last newline."""
-        if not tail:
-            return
-        if self._take(tail):
-            os.pwrite(self._file, b"\n", self._size - 1)
-        elif _is_cut_short(tail):
-            os.ftruncate(self._file, self._size)
-        else:
-            raise self.damage(len(self.checksums) + 1, "what follows the last whole record is not the start of another")
+    def _verifies(self, record: bytes) -> bool:
+        return record == _record(self._checksum(_text(record)), _text(record))
 
-    def _write(self, line: bytes) -> None:
-        """Write a line behind the last record and wait until it is on disk."""
-        os.ftruncate(self._file, self._size)
-        done = 0
-        while done < len(line):
-            done += os.pwrite(self._file, line[done:], self._size + done)
+    def _keep(self, record: bytes, checksum: str, payload: dict[str, Any]) -> None:
+        self._size += len(record) + 1
+        self.payloads.append(payload)
+        self.checksums.append(checksum)
+
+    def _repair(self, tail: bytes) -> None:
+        """Finish or drop what a crash in `append` left behind the last newline; see the table at the top."""
+        end, (last, _, behind) = self._size, tail.partition(b"\0")
+        whole = self._take(last)
+        pieces = (behind if whole else tail).rstrip(b"\0")
+        if pieces and not _is_cut_short(pieces) and not (whole and self._verifies(pieces)):
+            raise self.damage(len(self.checksums) + 1, "what follows the last whole record is not the start of another")
+        if whole:
+            self._put(last + b"\0", end)
+        if tail:
+            os.ftruncate(self._file, self._size)
+            os.fsync(self._file)
+        if whole:
+            self._put(b"\n", self._size - 1)
+
+    def _write(self, record: bytes) -> None:
+        """Write a record behind the last one, wait until it is on disk, and say so with its newline."""
+        self._put(record + b"\0", self._size)
         os.fsync(self._file)
+        self._put(b"\n", self._size + len(record))
+
+    def _put(self, content: bytes, place: int) -> None:
+        done = 0
+        while done < len(content):
+            done += os.pwrite(self._file, content[done:], place + done)
 
     def _undo(self) -> None:
         """Take back a write that failed; where even that fails, the file is used no more."""
@@ -158,13 +203,30 @@ class ChainedFile:
             self._broken = True
 
 
+def _record(checksum: str, text: bytes) -> bytes:
+    return b'{"checksum":"' + checksum.encode() + b'","payload":' + text + b"}"
+
+
+def _text(record: bytes) -> bytes:
+    return record[_TEXT_START:-1]
+
+
 def _is_cut_short(tail: bytes) -> bool:
-    """Return True if this can be the first part of a record, and does not hold a whole one."""
-    start = _HEX.sub(b"0", _START[: len(tail)])
-    if _HEX.sub(b"0", tail[: len(_START)]) != start or not all(32 <= byte < 127 for byte in tail):
+    """Return True if this can be pieces of a record with zeros between them, and does not hold a whole one."""
+    start = _HEX.sub(b"0", _record("0" * 64, b"{"))[:-1]
+    fits = all(found in (0, wanted) for found, wanted in zip(_HEX.sub(b"0", tail), start, strict=False))
+    if not fits or not all(byte == 0 or 32 <= byte < 127 for byte in tail):
         return False
     try:
         json.JSONDecoder().raw_decode(tail.decode("ascii"))
     except ValueError:
         return True
     return False
+
+
+def _sync_folders(path: Path) -> None:
+    """Make a new file last, and the folders around it that may be as new as it is."""
+    for folder in path.absolute().parents:
+        if not os.access(folder, os.R_OK | os.W_OK):
+            break
+        sync_folder(folder)

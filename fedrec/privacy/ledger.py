@@ -1,7 +1,7 @@
 """The ledger: an append-only record of what has been spent, written before anything happens that spends it.
 
-Unit: a user. Adjacency: add or remove one user. What counts as spent: every intended attempt that was not closed,
-published or not. Released: nothing; the ledger holds public numbers and digests of releases.
+Unit and adjacency: the plan's. What counts as spent: every intended attempt that was not closed, published or not, each
+with the `steps_per_round` of its round. Released: nothing; the ledger holds public numbers and digests of releases.
 
 Records are in a `ChainedFile`: each is on disk before the call returns, so what a crash cut short never began. No times
 and no random numbers: a run that was interrupted and resumed has the same bytes as one that was not.
@@ -10,17 +10,42 @@ and no random numbers: a run that was interrupted and resumed has the same bytes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy import accounting
-from fedrec.privacy.chained_file import ADVICE, ChainedFile
+from fedrec.privacy.chained_file import ChainedFile
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 
+ADVICE = "training stops: restore the ledger from a backup, or start a new run and count this one as fully spent"
 _VERSION = 1
+Mechanism = tuple[float, float]  # (noise_multiplier, sampling_probability)
+
+
+def counts(events: Iterable[PrivacyEvent]) -> Counter[Mechanism]:
+    """Count the releases of each mechanism, whatever their purpose.
+
+    Privacy:
+        What composes to the same epsilon in any order.
+    """
+    total: Counter[Mechanism] = Counter()
+    for event in events:
+        noise_multiplier, sampling_probability, count = event.spend
+        total[noise_multiplier, sampling_probability] += count
+    return total
+
+
+def epsilon_of(spend: Mapping[Mechanism, int], delta: float) -> float:
+    """Return the epsilon of all these releases together; 0 for none.
+
+    Privacy:
+        An upper bound, see `accounting.epsilon`.
+    """
+    return accounting.epsilon([(*mechanism, count) for mechanism, count in spend.items()], delta)
 
 
 class Ledger:
@@ -45,13 +70,13 @@ class Ledger:
         self.plan = plan
         self._attempts: dict[tuple[int, int], str | None] = {}  # (round, attempt) -> digest if published, None if open
         self._closed: set[tuple[int, int]] = set()
-        self._spend: Counter[PrivacyEvent] = Counter()  # rounds spent of each event of the plan
-        header = {"kind": "header", "plan": plan.to_dict(), "plan_digest": plan.digest(), "run": run_id}
-        self._chain = ChainedFile(Path(path), {**header, "version": _VERSION}, must_exist=at_least is not None)
+        self._spend: Counter[PrivacyEvent] = Counter()  # releases spent of each event of the plan
+        header: dict[str, Any] = {"kind": "header", "plan": plan.to_dict(), "plan_digest": plan.digest()}
+        header.update(run=run_id, version=_VERSION)
+        self._chain = ChainedFile(Path(path), header, ADVICE, must_exist=at_least is not None)
         try:
             self._check_header(header)
-            for line, record in enumerate(self._chain.payloads[1:], start=2):
-                self._replay(line, record)
+            self._chain.replay(self._replay)
             self._check_position(at_least)
         except BaseException:
             self._chain.close()
@@ -107,7 +132,7 @@ class Ledger:
             PrivacyError: where the attempt published, or was never intended.
 
         Privacy:
-            Takes one round off what is spent. Sound only if no release of the attempt left the server.
+            Takes the attempt off what is spent. Sound only if no release of the attempt left the server.
         """
         if (round, attempt) in self._closed:
             return
@@ -129,14 +154,12 @@ class Ledger:
     def spent(self) -> tuple[PrivacyEvent, ...]:
         """Return what has been spent, in the order of the plan."""
         return tuple(
-            PrivacyEvent(event.noise_multiplier, event.sampling_probability, self._spend[event], event.purpose)
-            for event in dict.fromkeys(self.plan.events)
-            if self._spend[event]
+            replace(event, count=self._spend[event]) for event in dict.fromkeys(self.plan.events) if self._spend[event]
         )
 
     def epsilon_spent(self) -> float:
         """Return the epsilon of what has been spent, at the plan's delta; 0 before the first round."""
-        return accounting.epsilon([event.spend for event in self.spent()], self.plan.delta)
+        return epsilon_of(counts(self.spent()), self.plan.delta)
 
     @property
     def position(self) -> dict[str, Any]:
@@ -156,11 +179,11 @@ class Ledger:
         self.close()
 
     def _open(self, key: tuple[int, int]) -> None:
-        self._spend[self.plan.event_for_round(key[0])] += 1
+        self._spend[self.plan.event_for_round(key[0])] += self.plan.steps_per_round
         self._attempts[key] = None
 
     def _give_back(self, key: tuple[int, int]) -> None:
-        self._spend[self.plan.event_for_round(key[0])] -= 1
+        self._spend[self.plan.event_for_round(key[0])] -= self.plan.steps_per_round
         del self._attempts[key]
         self._closed.add(key)
 
@@ -169,14 +192,10 @@ class Ledger:
 
     def _check_overspend(self, event: PrivacyEvent, round: int, attempt: int) -> None:
         """Raise unless the spend with one more round of `event` is part of the plan, or has at most its epsilon."""
-        spend, planned = Counter({event.spend[:2]: 1}), Counter[tuple[float, float]]()
-        for spent, count in self._spend.items():
-            spend[spent.spend[:2]] += count
-        for part in self.plan.events:
-            planned[part.spend[:2]] += part.count
-        if spend <= planned:
+        spend = counts(self.spent()) + Counter({event.spend[:2]: self.plan.steps_per_round})
+        if spend <= counts(self.plan.events):
             return
-        epsilon = accounting.epsilon([(*kind, count) for kind, count in spend.items()], self.plan.delta)
+        epsilon = epsilon_of(spend, self.plan.delta)
         if epsilon > self.plan.epsilon:
             raise self._refusal(
                 f"attempt {attempt} of round {round} would raise the spend to epsilon {epsilon:.6g}; the plan "
@@ -185,8 +204,6 @@ class Ledger:
 
     def _check_header(self, header: Mapping[str, Any]) -> None:
         found = self._chain.payloads[0]
-        if found.get("kind") != "header" or found.get("version") != _VERSION:
-            raise self._chain.damage(1, "it is not the header of a ledger of this version")
         for name, whose in (("plan_digest", "plan"), ("run", "run")):
             if found.get(name) != header[name]:
                 raise self._refusal(
@@ -194,20 +211,17 @@ class Ledger:
                     "go on with the config it was started with, or use another folder"
                 )
 
-    def _replay(self, line: int, record: Mapping[str, Any]) -> None:
-        """Apply a record that was read; one that could never have been written is damage."""
-        try:
-            kind, key = record["kind"], (int(record["round"]), int(record["attempt"]))
-            if kind == "intend" and key not in self._attempts and key not in self._closed:
-                self._open(key)
-            elif kind == "published" and self._attempts[key] is None:
-                self._attempts[key] = str(record["release"])
-            elif kind == "closed" and self._attempts[key] is None:
-                self._give_back(key)
-            else:
-                raise ValueError(f"{kind} does not follow from the lines before")
-        except (KeyError, TypeError, ValueError, PrivacyError) as error:
-            raise self._chain.damage(line, f"the record makes no sense here ({error})") from error
+    def _replay(self, record: Mapping[str, Any]) -> None:
+        """Apply a record that was read."""
+        kind, key = record["kind"], (int(record["round"]), int(record["attempt"]))
+        if kind == "intend" and key not in self._attempts and key not in self._closed:
+            self._open(key)
+        elif kind == "published" and self._attempts[key] is None:
+            self._attempts[key] = str(record["release"])
+        elif kind == "closed" and self._attempts[key] is None:
+            self._give_back(key)
+        else:
+            raise ValueError(f"{kind} does not follow from the lines before")
 
     def _check_position(self, at_least: Mapping[str, Any] | None) -> None:
         """Raise where the ledger is behind, or beside, what a checkpoint remembers."""
