@@ -153,8 +153,11 @@ def config_of_run(run_config: Mapping[str, object]) -> Config:
 
 
 def model_of(config: Config) -> FederatedModel:
-    """Build the model, in its bounded form where there is a privacy plan."""
-    return build_model(config.model, None if config.privacy is None else config.privacy.bound)
+    """Build the model, in its bounded form where there is a privacy plan, or the one that learns by example."""
+    privacy = config.privacy
+    return (
+        build_model(config.model, None) if privacy is None else build_model(config.model, privacy.bound, privacy.unit)
+    )
 
 
 def plan_of(config: Config) -> PrivacyPlan | None:

@@ -12,6 +12,7 @@ from fedrec.errors import ConfigError
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.bounded_als import BoundedAls, BoundedAlsConfig
 from fedrec.models.content import Content, ContentConfig
+from fedrec.models.example_two_tower import ExampleTwoTower, ExampleTwoTowerConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
@@ -29,7 +30,7 @@ _PRIVATE_SETTINGS: dict[str, type[BaseModel]] = {
     "popularity": PopularityConfig,
     "two_tower": TwoTowerConfig,
 }
-_EXAMPLE_LEVEL_SETTINGS: dict[str, type[BaseModel]] = {"two_tower": TwoTowerConfig}
+_EXAMPLE_LEVEL_SETTINGS: dict[str, type[BaseModel]] = {"two_tower": ExampleTwoTowerConfig}
 
 
 def settings_type(name: str, unit: str | None) -> type[BaseModel]:
@@ -55,18 +56,21 @@ def settings_type(name: str, unit: str | None) -> type[BaseModel]:
     raise ConfigError(f"model.name={name!r} is unknown; {hint}")
 
 
-def build_model(table: Mapping[str, Any], clipping_norm: float | None) -> FederatedModel:
+def build_model(table: Mapping[str, Any], clipping_norm: float | None, unit: str = "user") -> FederatedModel:
     """Make the model of a checked [model] table.
 
     Args:
         table: `name` and the model's own settings.
-        clipping_norm: the plan's bound on a user's contribution; None without privacy.
+        clipping_norm: the plan's bound on a user's contribution, or on an example's gradient; None without privacy.
+        unit: the plan's privacy unit.
     """
     name = table["name"]
-    settings = settings_type(name, None if clipping_norm is None else "user")
+    settings = settings_type(name, None if clipping_norm is None else unit)
     values = settings.model_validate({key: value for key, value in table.items() if key != "name"})
     if isinstance(values, BoundedAlsConfig) and clipping_norm is not None:
         return BoundedAls(values, clipping_norm)
+    if isinstance(values, ExampleTwoTowerConfig):
+        return ExampleTwoTower(values)
     if isinstance(values, TwoTowerConfig):
         return TwoTower(values)
     if isinstance(values, AlsConfig):
