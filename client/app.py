@@ -13,34 +13,48 @@ from fedrec import assemble
 from fedrec.config import Config
 from fedrec.data.batches import user_batches
 from fedrec.device.store import DeviceStore, PrivateState
-from fedrec.errors import PrivacyError, ProtocolError
+from fedrec.errors import ConfigError, PrivacyError, ProtocolError
 from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.codec import spec_of
-from fedrec.federated.cohort import draw_cohort, sum_contributions
+from fedrec.federated.cohort import CohortDiagnostics, draw_cohort, sum_contributions
 from fedrec.flower.records import record_to_tensors, tensors_to_record
-from fedrec.privacy.mechanism import add_noise_to_users
+from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.mechanism import NoisySum, add_noise_to_users
 from fedrec.privacy.node_ledger import NodeLedger
+from fedrec.privacy.plan import PrivacyPlan
 
 app = ClientApp()
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Draw this node's users, fit them, and answer with the sum of their clipped contributions.
+    """Train on this node's users and answer with what may leave.
 
     Privacy:
-        What leaves is one sum over the drawn users, each clipped to the plan's norm; under central trust the server
-        is trusted with it, under local trust every user in it has noise of their own. Under a plan it leaves as it was
-        added up: a config with another upload codec is refused. The diagnostics beside it (cohort size, clipping
-        counts) are not covered by epsilon: simulations only.
+        Unit user: one sum over the drawn users, each clipped to the plan's norm; under central trust the server is
+        trusted with it, under local trust every user in it has noise of their own. Unit interaction: how far noisy
+        steps moved the shared parameters. Under a plan it leaves as it was added up: a config with another upload codec
+        is refused. The diagnostics beside it (cohort size, clipping counts) are not covered by epsilon: simulations
+        only.
     """
     node = _Node(message, context)
     config, round_number = node.config, node.round
     plan = assemble.plan_of(config)
     node.check_plan("" if plan is None else plan.digest())
+    by_example = plan is not None and plan.unit == "interaction"
+    total, diagnostics = _train_by_example(node, plan) if plan is not None and by_example else _train_users(node, plan)
     key = assemble.run_key(config).fold("round", round_number)
-    with NodeLedger(node.store.folder / "ledger.jsonl", node.max_epsilon) as ledger:
-        ledger.take_part(node.run_id, plan, round_number, node.shared, config.federated.num_rounds, not key.from_system)
+    payload = assemble.upload_codec(config).encode(
+        total.totals, spec_of(total.totals), key.fold("codec", "upload", node.partition)
+    )
+    return node.reply(payload, vars(diagnostics))
+
+
+def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, CohortDiagnostics]:
+    """Draw this node's users, fit them, and return the sum of their clipped contributions."""
+    config, round_number = node.config, node.round
+    key = assemble.run_key(config).fold("round", round_number)
+    node.take_part(plan, repeatable=not key.from_system)
     cohort = draw_cohort(
         node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key
     )
@@ -60,10 +74,35 @@ def train(message: Message, context: Context) -> Message:
         noise_key = assemble.noise_key(config)
         total = add_noise_to_users(total, plan, round_number, node.data.user_keys[cohort], noise_key)
     node.store.save_state(state.tensors)
-    payload = assemble.upload_codec(config).encode(
-        total.totals, spec_of(total.totals), key.fold("codec", "upload", node.partition)
+    return total, diagnostics
+
+
+def _train_by_example(node: _Node, plan: PrivacyPlan) -> tuple[NoisySum, CohortDiagnostics]:
+    """Do the noisy steps of a round, or send again what was answered before."""
+    from fedrec.federated.example_training import Answer, ExampleNode, answer_round
+    from fedrec.models.example_two_tower import ExampleTwoTower
+
+    config, model = node.config, assemble.model_of(node.config)
+    if not isinstance(model, ExampleTwoTower):
+        raise ConfigError(f"model {config.model['name']!r} has no form that learns by example; use 'two_tower'")
+    last = Answer.from_tensors(node.store.load_state(), node.run_id)
+    known = last is not None and last.round == node.round
+    key, noise_key = assemble.run_key(config), assemble.noise_key(config)
+    node.take_part(plan, known or (not noise_key.from_system and (node.round == 1 or last is not None)))
+    total, answer = answer_round(
+        model,
+        node.shared,
+        ExampleNode(node.data.split.train, node.data.user_keys, node.partition, config.federated.num_nodes),
+        plan,
+        node.round,
+        key,
+        noise_key,
+        last,
+        config.runtime.micro_batch,
+        assemble.device_of(config),
     )
-    return node.reply(payload, vars(diagnostics))
+    node.store.save_state(answer.to_tensors(node.run_id))
+    return total, answer.diagnostics
 
 
 @app.evaluate()
@@ -115,6 +154,11 @@ class _Node:
         self.max_epsilon = None if max_epsilon is None else float(str(max_epsilon))
         codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
         self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
+
+    def take_part(self, plan: PrivacyPlan | None, repeatable: bool) -> None:
+        """Record that this node answers the round, or refuse; see `NodeLedger.take_part`."""
+        with NodeLedger(self.store.folder / "ledger.jsonl", self.max_epsilon) as ledger:
+            ledger.take_part(self.run_id, plan, self.round, self.shared, self.config.federated.num_rounds, repeatable)
 
     def check_plan(self, own_digest: str) -> None:
         """Refuse to take part under another plan than the one that follows from this node's own config."""
