@@ -176,7 +176,7 @@ class ChainedFile:
         if pieces and not _is_cut_short(pieces) and not (whole and self._verifies(pieces)):
             raise self.damage(len(self.checksums) + 1, "what follows the last whole record is not the start of another")
         if whole:
-            self._put(last + b"\0", end)
+            self._put_text(last, end)
         if tail:
             os.ftruncate(self._file, self._size)
             os.fsync(self._file)
@@ -185,9 +185,14 @@ class ChainedFile:
 
     def _write(self, record: bytes) -> None:
         """Write a record behind the last one, wait until it is on disk, and say so with its newline."""
-        self._put(record + b"\0", self._size)
+        self._put_text(record, self._size)
         os.fsync(self._file)
         self._put(b"\n", self._size + len(record))
+
+    def _put_text(self, record: bytes, place: int) -> None:
+        """Write a record but for its newline, and the one before it again: a `fsync` that failed may have lost it."""
+        newline = b"\n" if place else b""
+        self._put(newline + record + b"\0", place - len(newline))
 
     def _put(self, content: bytes, place: int) -> None:
         done = 0
