@@ -104,12 +104,13 @@ def measure(data: str, threads: int = 1, repeats: int = 3, num_examples: int = E
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _measure(data, threads, repeats, node, num_examples / len(node))
+        return measure_node(data, threads, repeats, node, num_examples / len(node))
     finally:
         torch.set_num_threads(before)
 
 
-def _measure(data: str, threads: int, repeats: int, node: Interactions, probability: float) -> Speeds:
+def measure_node(data: str, threads: int, repeats: int, node: Interactions, probability: float) -> Speeds:
+    """Time a step on some interactions, each in the sample with this probability; see `measure`."""
     model = ExampleTwoTower(ExampleTwoTowerConfig(dim=DIM, num_negatives=NUM_NEGATIVES))
     sample = Draws(model, ExampleNode(node, user_keys(node.user_ids.ids)), probability, KEY).sample(0)
     num_examples, num_rows = len(sample[0]), node.num_users + node.num_items

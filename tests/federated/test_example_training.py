@@ -119,8 +119,10 @@ def test_a_lone_item_has_no_negatives() -> None:
 
 
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
-@pytest.mark.parametrize("scale", [1.0, 1e3, 1e30])
-def test_an_interaction_moves_items_and_users_jointly_by_at_most_the_norm(loss: str, scale: float) -> None:
+@pytest.mark.parametrize(("scale", "round_number"), [(1.0, 1), (1.0, 2), (1e3, 2), (1e30, 2)])
+def test_an_interaction_moves_items_and_users_jointly_by_at_most_the_norm(
+    loss: str, scale: float, round_number: int
+) -> None:
     """Adversarial: a server that broadcasts a table to blow gradients up, and users with one or with many rows.
 
     Were user vectors fitted to histories, or negatives chosen around them, an interaction would change the gradients
@@ -130,15 +132,14 @@ def test_an_interaction_moves_items_and_users_jointly_by_at_most_the_norm(loss: 
     shared, plan = shared_of(30, scale=scale), plan_of(probability=0.9)
     model = model_of(loss=loss, local_learning_rate=1.0)
     vectors = torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    last = Answer(1, vectors, torch.zeros(30, 4, dtype=torch.float64))
+    last = Answer(1, vectors, torch.zeros(30, 4, dtype=torch.float64)) if round_number == 2 else None
 
     def after(interactions: Interactions) -> tuple[Tensor, Tensor]:
-        sum_, answer = answer_round(model, shared, node_of(interactions), plan, 2, KEY, NOISE, last)
+        sum_, answer = answer_round(model, shared, node_of(interactions), plan, round_number, KEY, NOISE, last)
         return sum_.totals["items"], answer.vectors
 
-    one = after(whole)
-    scaled = plan.cohort_size_for_round(2)
-    reached = 0.0
+    one, reached = after(whole), 0.0
+    scaled = plan.cohort_size_for_round(round_number)
     for row in range(len(whole)):
         other = after(without(whole, row))
         move = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True))) * scaled
@@ -195,9 +196,14 @@ def test_user_vectors_go_on_from_round_to_round_and_noise_never_repeats() -> Non
     shared = shared_of(10)
     first, one = answer_round(model, shared, node_of(whole), plan, 1, KEY, NOISE)
     second, two = answer_round(model, shared, node_of(whole), plan, 2, KEY, NOISE, one)
-    other_node, _ = answer_round(model, shared, node_of(whole, 1, 2), plan, 1, KEY, NOISE)
+    places = [(0, 2), (1, 2), (0, 3)]
+    elsewhere = [
+        answer_round(model, shared, ExampleNode(whole, user_keys(np.arange(6)), *place), plan, 1, KEY, NOISE)[0]
+        for place in places
+    ]
     other_start, _ = answer_round(model, {"items": shared["items"] + 1}, node_of(whole), plan, 1, KEY, NOISE)
-    moves = [sum_.totals["items"] for sum_ in (first, second, other_node, other_start)]
+    moves = [sum_.totals["items"] for sum_ in (first, second, other_start)]
+    moves += [sum_.totals["items"] / num for sum_, (_, num) in zip(elsewhere, places, strict=True)]  # noise of one size
     for index, move in enumerate(moves):
         assert all(not torch.allclose(move, other) for other in moves[index + 1 :])
     assert not torch.equal(two.vectors, one.vectors)

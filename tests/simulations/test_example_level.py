@@ -1,0 +1,16 @@
+"""The example-level benchmark: all ways do a step, and the table names the library's first."""
+
+from __future__ import annotations
+
+from simulations.example_level import measure_node
+from tests.worlds import random_world
+
+
+def test_every_way_is_timed_on_the_same_sample() -> None:
+    speeds = measure_node("a small world", 1, 2, random_world(30, 40), probability=0.5)
+    assert [way.name for way in speeds.ways] == ["ghost", "ghost, own norm", "hooks"]
+    assert all(len(way.seconds) == 2 and min(way.seconds) > 0 for way in speeds.ways)
+    ghost, _, hooks = speeds.ways
+    assert hooks.megabytes / min(hooks.at_once, speeds.num_examples) == 7 * ghost.megabytes / speeds.num_examples
+    lines = speeds.table().splitlines()
+    assert lines[2].split()[0] == "ghost" and lines[2].split()[3] == "1.0"
