@@ -24,15 +24,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedrec.errors import PrivacyError
 from fedrec.files import sync_folder
 
+_LOG = logging.getLogger(__name__)
 _HEX = re.compile(rb"[0-9a-f]")
 _TEXT_START = len(b'{"checksum":"","payload":') + 64
 
@@ -57,7 +60,8 @@ class ChainedFile:
 
     def __init__(self, path: Path, header: Mapping[str, Any], advice: str, must_exist: bool = False) -> None:
         self.path, self.payloads, self.checksums = path, list[dict[str, Any]](), list[str]()
-        self._advice, self._size, self._file, self._broken = advice, 0, -1, False
+        self._advice, self._size, self._file, self._usable = advice, 0, -1, True
+        self._apply: Callable[[Mapping[str, Any]], None] = lambda payload: None
         if must_exist and not path.exists():
             raise PrivacyError(f"{path} is missing, but the checkpoint remembers it; {advice}")
         try:
@@ -78,10 +82,11 @@ class ChainedFile:
             raise
 
     def replay(self, apply: Callable[[Mapping[str, Any]], None]) -> None:
-        """Hand over every record behind the header; one that `apply` refuses could never have been written: damage.
+        """Hand over every record behind the header, and from now on every new one once it is on disk.
 
         Raises:
-            PrivacyError: naming the line; the file is closed then.
+            PrivacyError: where `apply` refuses a record: it could never have been written, so this is damage. The file
+                is closed then.
         """
         for line, payload in enumerate(self.payloads[1:], start=2):
             try:
@@ -89,14 +94,20 @@ class ChainedFile:
             except (KeyError, TypeError, ValueError, PrivacyError) as error:
                 self.close()
                 raise self.damage(line, f"the record makes no sense here ({error})") from error
+        self._apply = apply
 
     def append(self, payload: Mapping[str, Any]) -> None:
-        """Add a record and return when it is on disk; where that fails, nothing was added."""
-        if self._broken:
+        """Add a record and return when it is on disk and applied; where it can't be written, nothing was added.
+
+        Raises:
+            PrivacyError: where the disk failed, or the file is closed, or an earlier call was interrupted.
+        """
+        if not self._usable:
             raise PrivacyError(f"{self.path} is closed, or could not be written before; open it again")
         text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
         checksum = self._checksum(text)
         record = _record(checksum, text)
+        self._usable = False  # an interrupt at any instruction from here on leaves the file to whoever opens it next
         try:
             self._write(record)
         except BaseException as error:
@@ -105,12 +116,14 @@ class ChainedFile:
                 raise self._unwritable(error) from error
             raise
         self._keep(record, checksum, dict(payload))
+        self._apply(payload)
+        self._usable = True
 
     def close(self) -> None:
         """Close the file, which ends the lock; a second call has no effect."""
         if self._file >= 0:
             os.close(self._file)
-        self._file, self._broken = -1, True
+        self._file, self._usable = -1, False
 
     def damage(self, line: int, what: str) -> PrivacyError:
         """Make the error for a line that does not verify."""
@@ -131,7 +144,8 @@ class ChainedFile:
     def _check_header(self, header: Mapping[str, Any]) -> None:
         found = self.payloads[0]
         if any(found.get(name) != header[name] for name in ("kind", "version")):
-            raise self.damage(1, f"it is not the header of a {header['kind']} of version {header['version']}")
+            wanted = f"kind {header['kind']!r}, version {header['version']}"
+            raise self.damage(1, f"it is no first line of such a ledger ({wanted})")
 
     def _checksum(self, text: bytes) -> str:
         """Return the checksum of the next payload, over it and all before."""
@@ -175,6 +189,8 @@ class ChainedFile:
         pieces = (behind if whole else tail).rstrip(b"\0")
         if pieces and not _is_cut_short(pieces) and not (whole and self._verifies(pieces)):
             raise self.damage(len(self.checksums) + 1, "what follows the last whole record is not the start of another")
+        if pieces:
+            _LOG.warning("%s: dropped what a crash left of a record, for which nothing was done yet", self.path)
         if whole:
             self._put_text(last, end)
         if tail:
@@ -201,11 +217,10 @@ class ChainedFile:
 
     def _undo(self) -> None:
         """Take back a write that failed; where even that fails, the file is used no more."""
-        try:
+        with suppress(OSError):
             os.ftruncate(self._file, self._size)
             os.fsync(self._file)
-        except OSError:
-            self._broken = True
+            self._usable = True
 
 
 def _record(checksum: str, text: bytes) -> bytes:
@@ -235,3 +250,5 @@ def _sync_folders(path: Path) -> None:
         if not os.access(folder, os.R_OK | os.W_OK):
             break
         sync_folder(folder)
+        if os.path.ismount(folder):
+            break

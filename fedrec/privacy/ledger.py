@@ -76,7 +76,7 @@ class Ledger:
         self._chain = ChainedFile(Path(path), header, ADVICE, must_exist=at_least is not None)
         try:
             self._check_header(header)
-            self._chain.replay(self._replay)
+            self._chain.replay(self._apply)
             self._check_position(at_least)
         except BaseException:
             self._chain.close()
@@ -102,7 +102,6 @@ class Ledger:
             )
         self._check_overspend(event, round, attempt)
         self._chain.append({"kind": "intend", "round": round, "attempt": attempt})
-        self._open((round, attempt))
 
     def published(self, round: int, attempt: int, release_digest: str) -> None:
         """Record that an attempt's release may be seen; call it before anything of the release leaves the server.
@@ -118,7 +117,6 @@ class Ledger:
         known = self._attempts[round, attempt]
         if known is None:
             self._chain.append({"kind": "published", "round": round, "attempt": attempt, "release": release_digest})
-            self._attempts[round, attempt] = release_digest
         elif known != release_digest:
             raise self._refusal(
                 f"attempt {attempt} of round {round} published {known}, now there is {release_digest}; "
@@ -141,7 +139,6 @@ class Ledger:
                 f"attempt {attempt} of round {round} published or never began; only open ones can be closed"
             )
         self._chain.append({"kind": "closed", "round": round, "attempt": attempt})
-        self._give_back((round, attempt))
 
     def open_attempts(self, round: int) -> tuple[int, ...]:
         """Return the attempts at a round that are intended, and neither published nor closed."""
@@ -211,8 +208,8 @@ class Ledger:
                     "go on with the config it was started with, or use another folder"
                 )
 
-    def _replay(self, record: Mapping[str, Any]) -> None:
-        """Apply a record that was read."""
+    def _apply(self, record: Mapping[str, Any]) -> None:
+        """Take in a record, written now or read again."""
         kind, key = record["kind"], (int(record["round"]), int(record["attempt"]))
         if kind == "intend" and key not in self._attempts and key not in self._closed:
             self._open(key)

@@ -160,7 +160,6 @@ class NodeLedger:
         if run.plan not in self._plans:
             record["pinned"] = plan.to_dict()
         chain.append(record)
-        self._apply(record)
         return answers + 1
 
     def num_answers(self, run_id: str, round: int) -> int:

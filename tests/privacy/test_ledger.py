@@ -173,8 +173,10 @@ def test_well_chained_nonsense_stops_training(path: Path) -> None:
         {"kind": "other", "round": 1, "attempt": 1},
         {"round": 1},
     ):
-        with Ledger(path, PLAN, "run") as ledger:
-            ledger._chain.append(record)
+        Ledger(path, PLAN, "run").close()
+        chain = chained_file.ChainedFile(path, {"kind": "header", "version": 1}, "")
+        chain.append(record)
+        chain.close()
         with pytest.raises(PrivacyError, match="line 2: the record makes no sense here"):
             Ledger(path, PLAN, "run")
         path.unlink()
@@ -362,3 +364,30 @@ def test_no_times_and_nothing_random_in_the_file(tmp_path: Path) -> None:
     for name in ("first", "second"):
         write(tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("interrupted", ["_write", "_keep", "_apply"])
+@pytest.mark.parametrize("after", [False, True])
+def test_interrupt_anywhere_in_a_call_leaves_the_file_to_the_next_reader(
+    path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str, after: bool
+) -> None:
+    """Ctrl-C is no crash: who catches it holds a ledger that does not know whether its last call was recorded."""
+    with Ledger(path, PLAN, "run") as ledger:
+        ledger.intend(1)
+        real = getattr(ledger._chain, interrupted)
+
+        def interrupt(*arguments: object) -> None:
+            if after:
+                real(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ledger._chain, interrupted, interrupt)
+            ledger.intend(2)
+        if interrupted != "_write":  # there, what was written is taken back
+            with pytest.raises(PrivacyError, match="open it again"):
+                ledger.intend(3)
+    with Ledger(path, PLAN, "run") as ledger:
+        assert rounds_spent(ledger) == 1 + (interrupted != "_write")
+        ledger.intend(2)
+        ledger.intend(3)

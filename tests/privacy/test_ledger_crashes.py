@@ -179,11 +179,13 @@ def no_sync(self: ChainedFile, record: bytes) -> None:
 def act_first(self: ChainedFile, payload: Mapping[str, Any]) -> None:
     """Return before the record is written: it is, with the next one."""
     waiting = vars(self).setdefault("waiting", [])
+    if not self.payloads:
+        return append(self, payload)
+    apply, self._apply = self._apply, lambda late: None
     for late in waiting:
         append(self, late)
-    waiting[:] = [payload]
-    if not self.payloads:
-        append(self, waiting.pop())
+    waiting[:], self._apply = [payload], apply
+    apply(payload)
 
 
 def call_pieces_whole(self: ChainedFile, tail: bytes) -> None:
@@ -210,7 +212,7 @@ def finish_unsynced(self: ChainedFile, tail: bytes) -> None:
 
 
 def undo_nothing(self: ChainedFile) -> None:
-    return
+    self._usable = True
 
 
 append, take = ChainedFile.append, ChainedFile._take

@@ -297,9 +297,9 @@ def test_well_chained_nonsense_is_damage(path: Path) -> None:
         {"round": 1}, {"round": 1, "attempt": 2}, {"round": None}, {"pinned": {"events": []}},
         {"plan": LOCAL.digest(), "pinned": LOCAL.to_dict()},
     ):  # fmt: skip
-        with NodeLedger(path) as ledger:
-            assert ledger._chain is not None
-            ledger._chain.append({**good, **change})
+        chain = chained_file.ChainedFile(path, {"kind": "node ledger", "version": 1}, "")
+        chain.append({**good, **change})
+        chain.close()
         with pytest.raises(PrivacyError, match=r"line 3: the record makes no sense here .*this node takes no part"):
             NodeLedger(path)
         path.write_bytes(before)
@@ -309,12 +309,13 @@ def test_file_of_another_kind_or_version_is_refused(path: Path) -> None:
     from fedrec.privacy.ledger import Ledger
 
     Ledger(path, PLAN, "run").close()
-    with pytest.raises(PrivacyError, match="line 1: it is not the header of a node ledger of version 1"):
+    with pytest.raises(
+        PrivacyError, match=r"line 1: it is no first line of such a ledger .kind 'node ledger', version 1"
+    ):
         NodeLedger(path)
     path.unlink()
-    NodeLedger(path).close()
     chained_file.ChainedFile(path, {"kind": "node ledger", "version": 2}, "").close()
-    with pytest.raises(PrivacyError, match="line 1: it is not the header of a node ledger of version 1"):
+    with pytest.raises(PrivacyError, match="line 1: it is no first line of such a ledger"):
         NodeLedger(path)
 
 
