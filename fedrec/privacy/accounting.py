@@ -1,12 +1,14 @@
 """Accounting: the epsilon that a list of noisy rounds spends, computed from the rounds alone.
 
-Unit: a user. Adjacency: add or remove one user, both directions. Sensitivity: an event is a Gaussian mechanism with
-noise std = noise_multiplier x L2 sensitivity on a Poisson sample of the users, `count` times. Released: nothing, these
-are pure functions of public numbers. Every epsilon is an upper bound, from one of three accountants:
+Unit: whatever the sensitivity is stated for. Adjacency: add or remove one unit, both directions; without sampling also
+any other, as replacing one, for only the sensitivity enters. Sensitivity: an event is a Gaussian mechanism with noise
+std = noise_multiplier x L2 sensitivity on a Poisson sample of the units, `count` times. Released: nothing, these are
+pure functions of public numbers. Every epsilon is an upper bound, from one of four accountants:
 
-    gaussian-exact   all users in every round: the closed form of Balle & Wang, exact, rounded up by a relative 1e-6
-    opacus-prv       sampled users: Opacus' numerical composition (PRV), its upper bound with error 0.005 x epsilon
+    gaussian-exact   every unit in every round: the closed form of Balle & Wang, exact, rounded up by a relative 1e-6
+    opacus-prv       sampled units: Opacus' numerical composition (PRV), its upper bound with error 0.005 x epsilon
     rdp              Renyi accounting, about 11% high: on request, and where float64 is too coarse for the numerical one
+    zcdp             zero-concentrated accounting, on request and without sampling only: for statements that give rho
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import NamedTuple
 from fedrec.errors import PrivacyError
 
 Event = tuple[float, float, int]  # (noise_multiplier, sampling_probability, count)
+ACCOUNTANTS = ("auto", "rdp", "zcdp")
+MAX_COUNT = 10**15
+NO_NOISE = 1e-150  # its inverse would overflow when squared
 ROUND_UP = 1 + 1e-6
 
 
@@ -29,7 +34,7 @@ class Spent(NamedTuple):
 
 
 def epsilon(events: Sequence[Event], delta: float, accountant: str = "auto") -> float:
-    """Return the epsilon of all events together, an upper bound for adding or removing one user; see `account`.
+    """Return the epsilon of all events together, an upper bound for adding or removing one unit; see `account`.
 
     Example:
         >>> round(epsilon([(5.0, 1.0, 10)], delta=1e-5), 3)
@@ -44,7 +49,7 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
     Args:
         events: (noise_multiplier >= 0, sampling_probability in (0, 1], count >= 0) each; order does not matter.
         delta: in (0, 1).
-        accountant: "auto" for the tightest sound one, or "rdp".
+        accountant: "auto" for the tightest sound one, or "rdp", or "zcdp" where every sampling_probability is 1.
 
     Returns:
         Epsilon (0 for no event, inf for an event without noise) and the accountant's name.
@@ -53,12 +58,18 @@ def account(events: Sequence[Event], delta: float, accountant: str = "auto") -> 
         PrivacyError: where a number or the accountant is out of range.
 
     Privacy:
-        An upper bound for adding or removing one user; the events may be chosen adaptively from earlier releases.
+        An upper bound for adding or removing one unit. A release may depend on earlier ones; the events may not, they
+        are those of a plan fixed in advance.
     """
     check(events, delta)
-    if accountant not in ("auto", "rdp"):
-        raise PrivacyError(f"accountant={accountant!r} is not one of 'auto', 'rdp'; leave it out for the tightest one")
-    no_noise = any(noise == 0 and count for noise, _, count in events)
+    if accountant not in ACCOUNTANTS:
+        allowed = ", ".join(map(repr, ACCOUNTANTS))
+        raise PrivacyError(f"accountant={accountant!r} is not one of {allowed}; leave it out for the tightest one")
+    if accountant == "zcdp":
+        from fedrec.privacy.zcdp import zcdp, zcdp_epsilon
+
+        return Spent(zcdp_epsilon(zcdp(events), delta), "zcdp")
+    no_noise = any(noise < NO_NOISE and count for noise, _, count in events)
     merged = [] if no_noise else _merge(events)
     if not merged:
         return Spent(math.inf if no_noise else 0.0, "gaussian-exact" if accountant == "auto" else "rdp")
@@ -79,7 +90,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
         epsilon: at least 0.
 
     Privacy:
-        Exact for adding or removing one user, without sampling.
+        Exact for one unit, without sampling.
 
     Source:
         Balle & Wang, Improving the Gaussian Mechanism for Differential Privacy, 2018, Theorem 8.
@@ -98,17 +109,29 @@ def check(events: Sequence[Event], delta: float) -> None:
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta={delta} is not in (0, 1); choose it well below 1 / population_size")
+    check_events(events)
+
+
+def check_events(events: Sequence[Event]) -> None:
+    """Refuse events out of range.
+
+    Raises:
+        PrivacyError: with what was found and what is allowed.
+
+    Privacy:
+        None: looks at public numbers only.
+    """
     for noise, probability, count in events:
         if not 0 <= noise < math.inf:
-            raise PrivacyError(f"noise_multiplier={noise} is not a finite number >= 0; it is noise std / clipping_norm")
+            raise PrivacyError(f"noise_multiplier={noise} is not a finite number >= 0; it is noise std / sensitivity")
         if not 0 < probability <= 1:
             raise PrivacyError(f"sampling_probability={probability} is not in (0, 1]; it is cohort / population_size")
-        if not 0 <= count < math.inf or count != int(count):
-            raise PrivacyError(f"count={count} is not a whole number >= 0; it is the number of rounds")
+        if not 0 <= count <= MAX_COUNT or count != int(count):
+            raise PrivacyError(f"count={count} is not a whole number from 0 to {MAX_COUNT}; it is the number of rounds")
 
 
 def _merge(events: Sequence[Event]) -> list[Event]:
-    """Merge equal events; the rounds with every user are together one Gaussian with mu^2 = sum count / noise^2."""
+    """Merge equal events; the rounds with every unit are together one Gaussian with mu^2 = sum count / noise^2."""
     merged: dict[tuple[float, float], int] = {}
     for noise, probability, count in events:
         if count:
@@ -142,7 +165,7 @@ def exact_epsilon(mu: float, delta: float) -> float:
 
     if math.isinf(mu * mu) or math.erf(mu / math.sqrt(8)) <= delta:  # the erf is delta at epsilon 0
         return math.inf if math.isinf(mu * mu) else 0.0
-    high = math.sqrt(2 * math.log(1 / delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2); Phi(40) = 1
+    high = math.sqrt(-2 * math.log(delta)) + 1e-9  # delta(epsilon) <= Phi(-near) <= exp(-near^2 / 2); Phi(40) = 1
     near = brentq(
         lambda x: _log_gaussian_delta(x, mu) - math.log(delta), max(-mu / 2, -40.0), high, xtol=1e-13, rtol=1e-13
     )

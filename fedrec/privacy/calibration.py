@@ -12,6 +12,8 @@ from collections.abc import Callable
 from fedrec.errors import PrivacyError
 from fedrec.privacy import accounting
 
+TARGETS = (1e-6, 1e6)
+
 
 def calibrate_noise(
     target_epsilon: float, delta: float, sampling_probability: float, count: int, rel_tol: float = 1e-3
@@ -19,9 +21,9 @@ def calibrate_noise(
     """Return the smallest noise multiplier with which `count` equal rounds spend at most `target_epsilon`.
 
     Args:
-        target_epsilon: positive.
+        target_epsilon: in [1e-6, 1e6].
         delta: in (0, 1).
-        sampling_probability: of each user in each round, in (0, 1].
+        sampling_probability: of each unit in each round, in (0, 1].
         count: number of rounds, at least 1.
         rel_tol: how far below the target the epsilon of the answer may lie, relative.
 
@@ -29,16 +31,26 @@ def calibrate_noise(
         A noise multiplier z with (1 - rel_tol) target <= epsilon(z) <= target: never less privacy than asked.
 
     Raises:
-        PrivacyError: where an argument is out of range.
+        PrivacyError: where an argument is out of range, or delta so large that every noise keeps to the target.
 
     Privacy:
         `account` of the answer is at most `target_epsilon`, by evaluation and not by interpolation.
     """
     accounting.check([(1.0, sampling_probability, count)], delta)
-    if not (0 < target_epsilon < math.inf and count >= 1 and 0 < rel_tol < 1):
+    if not TARGETS[0] <= target_epsilon <= TARGETS[1]:
         raise PrivacyError(
-            f"target_epsilon={target_epsilon}, count={count}, rel_tol={rel_tol}: allowed are a positive finite "
-            "target_epsilon, at least one round and a tolerance in (0, 1)"
+            f"target_epsilon={target_epsilon:g} is not in [{TARGETS[0]:g}, {TARGETS[1]:g}]; give the epsilon not to "
+            "exceed, usually between 0.1 and 10"
+        )
+    if count < 1 or not 0 < rel_tol < 1:
+        raise PrivacyError(
+            f"count={count}, rel_tol={rel_tol}: allowed are at least one round and a tolerance in (0, 1)"
+        )
+
+    if sampling_probability < 1 and -math.expm1(count * math.log1p(-sampling_probability)) <= delta:
+        raise PrivacyError(
+            f"delta={delta:g} is at least the probability that a given unit is ever drawn, so every noise would do, "
+            "even none; choose delta well below 1 / population_size"
         )
 
     def spend(noise: float) -> float:
