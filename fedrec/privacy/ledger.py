@@ -9,6 +9,7 @@ and no random numbers: a run that was interrupted and resumed has the same bytes
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -193,7 +194,7 @@ class Ledger:
         if spend <= counts(self.plan.events):
             return
         epsilon = epsilon_of(spend, self.plan.delta)
-        if epsilon > self.plan.epsilon:
+        if epsilon > self.plan.epsilon or math.isinf(epsilon):
             raise self._refusal(
                 f"attempt {attempt} of round {round} would raise the spend to epsilon {epsilon:.6g}; the plan "
                 f"allows {self.plan.epsilon:.6g}; stop here, or plan more rounds before the first one"

@@ -31,6 +31,7 @@ of a single plan composes all spend anew.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -244,7 +245,7 @@ class NodeLedger:
                 return
         limit = max(one.epsilon for one in plans) if limit is None else limit
         epsilon = epsilon_of(spend, delta)
-        if epsilon > limit:
+        if epsilon > limit or math.isinf(epsilon):
             whose = "the largest of one plan in it" if self._max_epsilon is None else "this node's max_epsilon"
             raise self._refusal(
                 f"{what} would raise what all runs spent here ({', '.join(tally)}) to epsilon {epsilon:.6g} at delta "

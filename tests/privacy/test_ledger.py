@@ -391,3 +391,12 @@ def test_interrupt_anywhere_in_a_call_leaves_the_file_to_the_next_reader(
         assert rounds_spent(ledger) == 1 + (interrupted != "_write")
         ledger.intend(2)
         ledger.intend(3)
+
+
+def test_plan_without_any_privacy_is_not_spent_twice(path: Path) -> None:
+    """Infinity is not above infinity: the count has to stop it."""
+    plan = replace(PLAN, events=(PrivacyEvent(1e-160, 1.0, 1),))
+    with Ledger(path, plan) as ledger:
+        ledger.intend(1)
+        with pytest.raises(PrivacyError, match="would raise the spend to epsilon inf"):
+            ledger.intend(1, 2)

@@ -200,6 +200,15 @@ def test_server_that_starts_the_same_anew_gets_one_plan_in_all(path: Path) -> No
         assert ledger.epsilon_spent(Tally.of(PLAN)) == PLAN.epsilon
 
 
+def test_plan_without_any_privacy_is_not_spent_twice(path: Path) -> None:
+    """Infinity is not above infinity: the count has to stop it."""
+    plan = replace(LOCAL, events=(PrivacyEvent(1e-160, 1.0, 1),))
+    with NodeLedger(path) as ledger:
+        answer(ledger, 1, plan=plan)
+        with pytest.raises(PrivacyError, match="to epsilon inf"):
+            answer(ledger, 1, plan=plan)
+
+
 def test_larger_plan_leaves_room_for_what_it_adds_only(path: Path) -> None:
     larger = replace(PLAN, events=(PrivacyEvent(1.0, 1.0, 1),))
     with NodeLedger(path) as ledger:
