@@ -2,8 +2,8 @@
 
 Unit, adjacency and L2 sensitivity: those of the float64 sum x. Released: the whole number n = round(x / spacing + m G)
 of each coordinate, m = std / spacing. It is post-processing of the ideal Gaussian mechanism x + std G on real numbers,
-so attacks on floating-point noise (Mironov 2012; Casacuberta et al. 2022; Haney et al. 2022) do not apply. What follows
-is computed from n alone: as a float64, which may round, times the spacing, a power of two, and with 0 for -0.
+so attacks on floating-point noise (Mironov 2012; Haney et al. 2022) do not apply. What follows is computed from n
+alone: as a float64, which may round, times the spacing, a power of two, and with 0 for -0.
 
 Definition of G. A pair of coordinates has two endless strings of random bits, the binary digits of U and V:
 
@@ -33,8 +33,8 @@ Proof. Let eps = 2^-53 be the unit roundoff, log within 32 eps of its value, cos
 
 Assumed: ChaCha20 and keyed BLAKE2b are pseudo-random functions of a secret key that serves one x only; numpy's log, cos
 and sin are as said (the tests allow 8 eps); decimal's ln and sqrt are correctly rounded, as specified. Limits: x is
-the sum as it was added up in float64, whose sensitivity includes the rounding of that; and the time a call takes is not
-constant: it tells how many coordinates went to step 4.
+the sum as it was added up in float64, and its sensitivity includes what rounding did there (Casacuberta et al. 2022);
+the time a call takes is not constant: it tells how many coordinates went to step 4.
 """
 
 from __future__ import annotations
