@@ -211,6 +211,10 @@ def finish_unsynced(self: ChainedFile, tail: bytes) -> None:
         self._put(b"\n", self._size - 1)
 
 
+def trust_newlines(self: ChainedFile, record: bytes, place: int) -> None:
+    self._put(record + b"\0", place)
+
+
 def undo_nothing(self: ChainedFile) -> None:
     self._usable = True
 
@@ -224,6 +228,7 @@ MUTATIONS: dict[str, dict[str, Callable[..., object]]] = {
     "torn tail read as a record": {"_take": take_as_next},
     "tail always dropped": {"_repair": drop_every_tail},
     "what a killed process left is not synced": {"_repair": finish_unsynced},
+    "newline that a failed fsync lost is not written again": {"_put_text": trust_newlines},
     "failed write is left there": {"_undo": undo_nothing},
 }
 
