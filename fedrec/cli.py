@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +38,13 @@ ItemColumn = Annotated[str, typer.Option(help="Column of item ids.")]
 TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
 RatingColumn = Annotated[str | None, typer.Option(help="Column of ratings.")]
 
-Delta = Annotated[float, typer.Option(help="Delta of the guarantee, well below 1 / population size.")]
-Population = Annotated[int, typer.Option(min=1, help="Public, declared number of users.")]
-NumRounds = Annotated[int, typer.Option(min=1, help="Number of releases.")]
-Sampling = Annotated[float, typer.Option(help="Probability that a user is drawn in a round (Poisson).")]
+_DELTA = typer.Option(help="Delta of the guarantee, well below 1 / population size.")
+_POPULATION = typer.Option(min=1, max=10**15, help="Public, declared number of users (or of interactions).")
+NumRounds = Annotated[int | None, typer.Option(min=1, max=10**15, help="T: number of releases; default 1.")]
+Sampling = Annotated[float | None, typer.Option(help="q: probability to be drawn for a release (Poisson); default 1.")]
+Unit = Annotated[str, typer.Option(help="What is protected: 'user' or 'interaction'.")]
+Trust = Annotated[str, typer.Option(help="'central' or 'local'; default: central for users, local for interactions.")]
+AccountJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 
 
 @app.command()
@@ -125,39 +129,84 @@ def report(
 
 @app.command()
 def account(
-    noise_multiplier: Annotated[float, typer.Option(help="Noise std / L2 sensitivity.")],
-    delta: Delta,
-    population_size: Population,
-    num_rounds: NumRounds = 1,
-    sampling_probability: Sampling = 1.0,
+    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Run folder, in place of a plan.")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="z: noise std / L2 sensitivity.")] = None,
+    delta: Annotated[float | None, _DELTA] = None,
+    population_size: Annotated[int | None, _POPULATION] = None,
+    num_rounds: NumRounds = None,
+    sampling_probability: Sampling = None,
+    event: Annotated[
+        list[str] | None, typer.Option(metavar="Z,Q,T", help="T releases of noise multiplier Z; may be repeated.")
+    ] = None,
+    unit: Unit = "user",
+    trust_model: Trust = "",
+    accountant: Annotated[str, typer.Option(help="'auto' (the tightest), 'rdp', or 'zcdp' (where q = 1).")] = "auto",
+    as_json: AccountJson = False,
 ) -> None:
-    """Say what a plan spends: epsilon with its delta, unit, adjacency, trust model and accountant."""
-    from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
+    """Say what a plan spends, or what a run has spent so far, in words."""
+    from fedrec import accounts
+    from fedrec.privacy import explanation
 
-    event = PrivacyEvent(noise_multiplier, sampling_probability, num_rounds)
-    typer.echo(PrivacyPlan((event,), delta, 1.0, population_size).describe())
+    if directory is None:
+        plan = accounts.plan_of_options(
+            noise_multiplier,
+            event or (),
+            num_rounds,
+            sampling_probability,
+            delta,
+            population_size,
+            (unit, trust_model),
+        )
+        found = explanation.to_json(plan, plan.events, accountant)
+        _tell(found, "" if as_json else explanation.explain_plan(plan, accountant))
+        return
+    plan_options = (noise_multiplier, event, num_rounds, sampling_probability, delta, population_size, trust_model)
+    if any(option not in (None, "", []) for option in plan_options) or unit != "user":
+        raise ConfigError(f"found {directory} and options of a plan; a run has its own: give one or the other")
+    run = accounts.spend_of_run(directory)
+    if run is None:
+        _tell({"epsilon": None, "warnings": []}, "" if as_json else accounts.NO_PRIVACY)
+        return
+    found = explanation.run_to_json(run, accountant)
+    _tell(found, "" if as_json else explanation.explain_run(run, str(directory), accountant))
 
 
 @app.command()
 def calibrate(
     target_epsilon: Annotated[float, typer.Option(help="Epsilon not to exceed.")],
-    delta: Delta,
-    population_size: Population,
-    num_rounds: NumRounds = 1,
-    sampling_probability: Sampling = 1.0,
+    delta: Annotated[float, _DELTA],
+    population_size: Annotated[int, _POPULATION],
+    num_rounds: NumRounds = None,
+    sampling_probability: Sampling = None,
+    unit: Unit = "user",
+    trust_model: Trust = "",
+    as_json: AccountJson = False,
 ) -> None:
     """Find the least noise that keeps a plan within a target epsilon."""
+    from fedrec import accounts
+    from fedrec.privacy import explanation
     from fedrec.privacy.plan import PrivacyPlan
 
     plan = PrivacyPlan.calibrate(
         target_epsilon=target_epsilon,
         delta=delta,
-        num_rounds=num_rounds,
-        sampling_probability=sampling_probability,
+        num_rounds=num_rounds or 1,
+        sampling_probability=1.0 if sampling_probability is None else sampling_probability,
         clipping_norm=1.0,
         population_size=population_size,
+        unit=unit,
+        trust_model=trust_model or accounts.own_trust_model(unit),
     )
-    typer.echo(plan.describe())
+    noise = plan.events[0].noise_multiplier
+    found = {
+        "noise_multiplier": noise,
+        "target_epsilon": target_epsilon,
+        **explanation.to_json(plan, plan.events),
+    }
+    answer = (
+        f"answer     noise multiplier {noise!r} spends epsilon {plan.epsilon!r} of the {target_epsilon:g} asked for"
+    )
+    _tell(found, "" if as_json else f"{answer}\n{explanation.explain_plan(plan)}")
 
 
 @data_app.command("check")
@@ -236,6 +285,13 @@ def _new_folder(stem: str) -> Path:
     import datetime
 
     return Path("runs") / f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
+def _tell(found: Mapping[str, Any], text: str) -> None:
+    """Print a text, or one line of JSON where it is empty; what must not be missed goes to stderr too."""
+    typer.echo(text or json.dumps(found, sort_keys=True, allow_nan=False))
+    for warning in found["warnings"]:
+        _say(f"warning: {warning}")
 
 
 def _say(text: str) -> None:

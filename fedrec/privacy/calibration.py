@@ -28,7 +28,8 @@ def calibrate_noise(
         rel_tol: how far below the target the epsilon of the answer may lie, relative.
 
     Returns:
-        A noise multiplier z with (1 - rel_tol) target <= epsilon(z) <= target: never less privacy than asked.
+        A noise multiplier z with (1 - rel_tol) target <= epsilon(z) <= target: never less privacy than asked. For
+        sampled units and a target beyond about 300, where the accountants change, epsilon(z) may lie further below.
 
     Raises:
         PrivacyError: where an argument is out of range, or delta so large that every noise keeps to the target.

@@ -22,7 +22,7 @@ from scipy.special import ndtr
 MAX_GRID = 2**24
 MAX_EPSILON = 500.0
 MAX_ERROR = 0.5  # the grid's reach is proven for an error under 1 only; a test shows what goes wrong above
-LEAST_SAMPLED_NOISE, MOST_NOISE = 0.05, 1e6  # below and above Opacus' series take minutes, or overflow
+LEAST_SAMPLED_NOISE, MOST_NOISE = 1e-4, 1e6  # far below and above Opacus' series take minutes, or overflow
 RDP_ORDERS = [1 + x / 10 for x in range(1, 100)] + [
     float(x) for x in (*range(11, 64), 80, 96, 128, 192, 256, 512, 1024)
 ]
