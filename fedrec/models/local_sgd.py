@@ -132,13 +132,14 @@ def _train_with_torch(items: Tensor, vectors: Tensor, examples: Examples, sgd: L
     for first in range(0, len(position), sgd.batch_size):
         part = slice(first, first + sgd.batch_size)
         index = examples.slots[:, part, None].to(torch.int64).expand(-1, -1, items.shape[1])
-        rows = start.gather(1, index) + deltas.gather(1, index)
+        used = counted[:, part, None]  # padding may not touch anything: 0 times infinity is NaN
+        rows = torch.where(used, start.gather(1, index) + deltas.gather(1, index), 0.0)
         scores = (rows * vectors[:, None]).sum(dim=2)
         if sgd.logistic:
             scores = torch.sigmoid(scores)
         errors = torch.where(positive[:, part], scores - 1, sgd.negative_weight * scores)
         steps = -sgd.learning_rate * torch.where(counted[:, part], errors, 0.0)
         moves = (steps[:, :, None] * rows).sum(dim=1)
-        deltas.scatter_add_(1, index, steps[:, :, None] * vectors[:, None])
+        deltas.scatter_add_(1, index, torch.where(used, steps[:, :, None] * vectors[:, None], 0.0))
         vectors = vectors + moves
     return vectors, deltas

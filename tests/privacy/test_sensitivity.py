@@ -6,7 +6,7 @@ All goes through the engine: histories, batches, fit, contributions, clipping, s
     |sum(all) - sum(all but the user) - sum(user)|  <= ROUNDING x clipping_norm x users: nobody else's part has changed
 
 though whoever leaves changes the others' batches. The compiled form, which a CPU takes, keeps this without exception;
-what is known of the plain form of other devices stands in `LOOSE` and `FAULTS`.
+what is known of the plain form of other devices stands in `LOOSE`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedrec.compiled import compiled_for, reference
+from fedrec.compiled import compiled_for
 from fedrec.data.batches import UserBatch, user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.interactions import Interactions, Vocabulary
@@ -59,10 +59,6 @@ LOOSE = {("als-0", "reference", "one huge row"): 1e-3, ("two_tower-0", "referenc
 There users are solved in batches, so how a user rounds depends on the others, and a Gram matrix of condition number c
 turns 1e-16 into c x 1e-16 (1e-4 was seen at c = 1e24). The compiled form solves one user after the other: no exception.
 """
-
-FAULT = "plain torch pads shorter users with steps of size 0, and 0 x infinity spoils a vector that is infinite by then"
-FAULTS = {("two_tower-1", "reference", f"{which} row of infinity"): FAULT for which in ("one", "first")}
-"""(model, form, shared) -> why a user's part is lost next to a longer history: the promise is broken there."""
 
 
 def scaled(size: float) -> Callable[[Tensor], Tensor]:
@@ -197,6 +193,7 @@ EXAMPLES = {
     "a very long history": World([[k * k % NUM_ITEMS for k in range(3000)], [0, 1], [2]], max_elements=50),
     "contributions above the norm": replace(ORDINARY, overshoot=10.0),
     "not a number in a row of the table": World([[3, 1], [0], [5, 6]], shared="one row of nan"),
+    "infinity beside a longer history": World([[], [], [4], [0, 0]], shared="one row of infinity", max_elements=30),
     "not a number everywhere": replace(ORDINARY, shared="all nan"),
     "ratings that are no numbers": replace(ORDINARY, columns="not a number"),
 }
@@ -212,14 +209,7 @@ def test_every_model_that_runs_under_a_plan_has_settings_here() -> None:
 @settings(deadline=None, max_examples=60)
 @given(WORLDS)
 def test_adding_or_removing_any_user_moves_the_sum_by_at_most_the_clipping_norm(model: str, world: World) -> None:
-    assume((model, current_form(), world.shared) not in FAULTS)
     check_sensitivity(model, world)
-
-
-@pytest.mark.xfail(reason=FAULT)
-def test_known_fault_of_infinite_parameters_in_plain_torch() -> None:
-    with reference():
-        check_sensitivity("two_tower-1", World([[], [], [4], [0, 0]], shared="one row of infinity", max_elements=30))
 
 
 @MODEL
