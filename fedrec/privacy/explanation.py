@@ -180,8 +180,8 @@ def _meaning(plan: PrivacyPlan, accountant: str) -> list[str]:
     spent, unit = _account(plan, plan.events, accountant), plan.unit
     factor = f"exp(epsilon) = {_round_up(math.exp(spent.epsilon))}" if spent.epsilon < 20 else "exp(epsilon)"
     least = f"1 / population_size = {1 / plan.population_size:.4g}"
-    drawn = f"probability that a {unit} is drawn for a release, each time anew; nobody may learn who was drawn"
-    everybody = f"probability that a {unit} is drawn for a release; here each is in all of them, so nothing is gained"
+    drawn = f"probability that one {unit} is drawn for a release, each time anew; nobody may learn who was drawn"
+    everybody = f"probability that one {unit} is drawn for a release; here each is in all of them, so nothing is gained"
     return [
         "What this means:",
         f"unit       what is protected: one {unit} ({UNITS[unit]})",
