@@ -12,6 +12,7 @@ attacked.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -86,21 +87,20 @@ def steinke_p_value(num_canaries: int, num_guesses: int, num_correct: int, epsil
     Source:
         Steinke, Nasr & Jagielski, Privacy Auditing with One (1) Training Run, 2023, Theorem 5.2.
     """
-    from scipy.special import expit
-    from scipy.stats import binom
+    from scipy.special import betainc, expit
 
     if not 0 <= num_correct <= num_guesses <= num_canaries:
         raise PrivacyError(
             f"{num_correct} right of {num_guesses} guesses about {num_canaries} canaries is not possible; "
             "guess at most once for each canary"
         )
-    accuracy = float(expit(epsilon))
-    at_least = float(binom.sf(num_correct - 1, num_guesses, accuracy))
-    if delta == 0 or num_correct == 0:
-        return min(1.0, at_least)
-    steps = np.arange(1, num_correct + 1)
-    between = np.cumsum(binom.pmf(num_correct - steps, num_guesses, accuracy))  # P[v > Binomial >= v - i]
-    return min(1.0, at_least + 2 * num_canaries * delta * float((between / steps).max()))
+    if num_correct == 0:
+        return 1.0
+    right = np.arange(1, num_correct + 1)
+    tails = betainc(right, num_guesses - right + 1, float(expit(epsilon)))  # P[Binomial >= 1], ..., P[Binomial >= v]
+    at_least = float(tails[-1])
+    gains = np.append(tails[-2::-1], 1.0) - at_least
+    return min(1.0, at_least + 2 * num_canaries * delta * float((gains / right).max()))
 
 
 def steinke_lower_bound(
@@ -137,12 +137,17 @@ def steinke_lower_bound(
     def refuted(epsilon: float) -> bool:
         return steinke_p_value(num_canaries, num_guesses, num_correct, epsilon, delta) < 1 - confidence
 
-    if not refuted(0.0):
-        return 0.0
-    low, high = 0.0, 1.0
+    return _largest(refuted, 0.0)
+
+
+def _largest(refuted: Callable[[float], bool], start: float) -> float:
+    """Return the largest epsilon that is refuted, by bisection and never above it; `start` where that is not."""
+    if not refuted(start):
+        return start
+    low, high = start, start + 1.0
     while refuted(high):
         low, high = high, 2 * high
-    for _ in range(40):
+    while high - low > 1e-9 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
@@ -171,13 +176,14 @@ def best_lower_bound(
     """
     num_canaries, order = len(scores), np.argsort(-scores, kind="stable")
     level = 1 - (1 - confidence) / (num_audits * len(GUESS_SHARES))
-    bounds = []
+    best: LowerBound | None = None
     for share_in, share_out in GUESS_SHARES:
         num_in, num_out = int(share_in * num_canaries), int(share_out * num_canaries)
         right = int(included[order[:num_in]].sum()) + int((~included[order[num_canaries - num_out :]]).sum())
-        epsilon = steinke_lower_bound(num_canaries, num_in + num_out, right, delta, level)
-        bounds.append(LowerBound(epsilon, num_canaries, num_in + num_out, right))
-    return max(bounds, key=lambda bound: bound.epsilon)
+        numbers = (num_canaries, num_in + num_out, right)
+        if best is None or steinke_p_value(*numbers, best.epsilon, delta) < 1 - level:
+            best = LowerBound(steinke_lower_bound(*numbers, delta, level), *numbers)
+    return best if best is not None else LowerBound(0.0, num_canaries, 0, 0)
 
 
 def highest_lower_bound(num_canaries: int, delta: float, confidence: float, num_audits: int = 1) -> float:
