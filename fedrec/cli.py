@@ -209,6 +209,39 @@ def calibrate(
     _tell(found, "" if as_json else f"{answer}\n{explanation.explain_plan(plan)}")
 
 
+@app.command()
+def audit(
+    target: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="Run folder or run config: its config is run.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default RUN/audit, or runs/CONFIG-audit-TIME.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print audit.json as one line, the last of stdout.")] = False,
+    canaries: Annotated[int, typer.Option(help="Canaries of each kind.")] = 1000,
+    runs: Annotated[int, typer.Option(help="Runs that membership inference attacks.")] = 5,
+    shadows: Annotated[int, typer.Option(help="Further runs that it learns from.")] = 16,
+    confidence: Annotated[float, typer.Option(help="Of the lower bounds together, and of intervals.")] = 0.95,
+) -> None:
+    """Attack a config and hold what was shown against what it claims; exit code 1 where the claim is refuted."""
+    from fedrec import audits
+    from fedrec.audit.audit import Settings as Work
+    from fedrec.audit.audit import run_audit
+    from fedrec.audit.subject import subject_of
+
+    work = Work(num_canaries=canaries, num_runs=runs, num_shadows=shadows, confidence=confidence)
+    config = audits.config_of_target(target, settings or ())
+    subject_of(config)
+    folder = out if out is not None else target / "audit" if target.is_dir() else _new_folder(f"{target.stem}-audit")
+    audits.make_folder(folder)
+    found = run_audit(config, work, _say)
+    table = audits.write_audit(folder, found)
+    typer.echo(json.dumps(found, sort_keys=True) if as_json else table)
+    _say(f"audit: {folder}")
+    if found["lower_bounds"] and found["lower_bounds"]["refuted"]:
+        _say("error: the claim is refuted: what an attacker could show exceeds what is claimed")
+        raise typer.Exit(1)
+
+
 @data_app.command("check")
 def check(
     file: DataFile,
