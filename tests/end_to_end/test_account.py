@@ -63,7 +63,7 @@ def test_unequal_rounds_compose(fedrec: Fedrec) -> None:
         "T = 2 for training: noise multiplier 4, each user drawn with q = 1",
         "T = 10 for training: noise multiplier 3, each user drawn with q = 0.25",
         "every user is drawn independently, by Poisson sampling",
-        "probability that a user is drawn for a release, each time anew; nobody may learn who was drawn",
+        "probability that one user is drawn for a release, each time anew; nobody may learn who was drawn",
         "accountant opacus-prv: numerical composition",
     )
 
