@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -338,26 +337,6 @@ def test_ledger_that_cannot_even_undo_is_used_no_more(path: Path, monkeypatch: p
                 ledger.intend(1)
         with pytest.raises(PrivacyError, match="open it again"):
             ledger.intend(1)
-
-
-def test_killed_process_loses_no_call_that_returned(path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tests.privacy.test_ledger import *\n"
-        "plan = replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 1000000),))\n"
-        "ledger = Ledger(Path(sys.argv[1]), plan, 'run')\n"
-        "for number in range(len(ledger._attempts) + 1, 1000000):\n"
-        "    ledger.intend(number); print(number, flush=True)"
-    )
-    plan = replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 1000000),))
-    for lines in (1, 5, 17):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        first = [process.stdout.readline() for _ in range(lines)]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        numbers = [*map(int, first), *map(int, process.stdout.read().split())]
-        with Ledger(path, plan, "run") as ledger:
-            assert rounds_spent(ledger) in (numbers[-1], numbers[-1] + 1)
 
 
 def test_no_times_and_nothing_random_in_the_file(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ What `MUTATIONS` do to the code must not survive this.
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -245,3 +248,57 @@ def test_crashes_find_what_is_wrong_with(
     with pytest.raises((AssertionError, PrivacyError)):
         for seed in range(LIVES):
             live(SUBJECTS[subject](), tmp_path / "ledger.jsonl", seed, ignored=ignored)
+
+
+LONG = replace(CENTRAL, events=(PrivacyEvent(100.0, 1.0, 10**6),))
+SHARED = {"items": torch.zeros(3)}
+IMPORTS = "import resource, sys; from tests.privacy.test_ledger_crashes import *; path = Path(sys.argv[1])\n"
+SPEND = {
+    "server": """
+with Ledger(path, LONG, "run") as ledger:
+    for number in range(num_spent("server", ledger) + 1, 10**6):
+        ledger.intend(number)
+        print(number, flush=True)
+""",
+    "node": """
+for number in range(reopened("node", path) + 1, 10**6):
+    with NodeLedger(path) as ledger:  # as a node does: open, record, close
+        ledger.take_part("run", LONG, number, SHARED, 10**6, False)
+    print(number, flush=True)
+""",
+}
+
+
+def num_spent(subject: str, ledger: Any) -> int:
+    spent = [event.spend for event in ledger.spent()] if subject == "server" else sum(ledger.spent().values(), ())
+    return sum(count for _, _, count in spent)
+
+
+def reopened(subject: str, path: Path) -> int:
+    with Ledger(path, LONG, "run") if subject == "server" else NodeLedger(path) as ledger:
+        return num_spent(subject, ledger)
+
+
+@pytest.mark.parametrize("subject", SPEND)
+def test_killed_process_loses_no_call_that_returned(subject: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    for lines in (2, 11):
+        command = [sys.executable, "-c", IMPORTS + SPEND[subject], str(path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = [process.stdout.readline() for _ in range(lines)]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        numbers = [*map(int, first), *map(int, process.stdout.read().split())]
+        assert reopened(subject, path) in (numbers[-1], numbers[-1] + 1)
+
+
+@pytest.mark.parametrize("subject", SPEND)
+def test_disk_that_is_really_full_loses_nothing(subject: str, tmp_path: Path) -> None:
+    """The limit on a file's size is the one full disk that every machine has: writes stop in the middle of a record."""
+    path = tmp_path / "ledger.jsonl"
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+    command = [sys.executable, "-c", IMPORTS + limit + SPEND[subject], str(path)]
+    outcome = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert outcome.returncode == 1 and "File too large" in outcome.stderr and "nothing was recorded" in outcome.stderr
+    assert reopened(subject, path) == int(outcome.stdout.split()[-1]) > 3

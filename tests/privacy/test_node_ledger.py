@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -342,28 +341,6 @@ def test_second_process_is_locked_out_and_nothing_is_recorded(path: Path) -> Non
         assert num_spent(ledger) == 1
 
 
-def test_killed_node_loses_no_answer_that_was_recorded(path: Path) -> None:
-    plan = replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 10**6),))
-    code = (
-        "import sys; from pathlib import Path; from tests.privacy.test_node_ledger import *\n"
-        "plan = replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 10**6),))\n"
-        "while True:\n"
-        "    with NodeLedger(Path(sys.argv[1])) as ledger:\n"  # as a node does: open, record, close
-        "        number = num_spent(ledger) + 1\n"
-        "        answer(ledger, number, plan=plan, max_rounds=10**6)\n"
-        "    print(number, flush=True)"
-    )
-    for lines in (2, 11):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        first = [process.stdout.readline() for _ in range(lines)]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        numbers = [*map(int, first), *map(int, process.stdout.read().split())]
-        with NodeLedger(path) as ledger:
-            assert num_spent(ledger, plan) in (numbers[-1], numbers[-1] + 1)
-
-
 @pytest.mark.parametrize("failing", ["pwrite", "fsync"])
 def test_full_disk_records_nothing_and_the_ledger_goes_on(
     path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -390,24 +367,6 @@ def test_full_disk_records_nothing_and_the_ledger_goes_on(
         assert answer(ledger, 2) == [1]
     with NodeLedger(path) as ledger:
         assert num_spent(ledger) == 2
-
-
-def test_disk_that_is_really_full_loses_nothing(path: Path) -> None:
-    """The limit on a file's size is the one full disk that every machine has: writes stop in the middle of a record."""
-    code = (
-        "import resource, sys; from pathlib import Path; from tests.privacy.test_node_ledger import *\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); count = 0\n"
-        "plan = replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 100),)); ledger = NodeLedger(Path(sys.argv[1]))\n"
-        "try:\n"
-        "    for number in range(1, 100): answer(ledger, number, plan=plan); count = number\n"
-        "except PrivacyError as error: assert 'File too large' in str(error) and num_spent(ledger) == count > 3\n"
-        "print(count)"
-    )
-    command = [sys.executable, "-c", code, str(path)]
-    count = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    with NodeLedger(path) as ledger:
-        assert num_spent(ledger) == count
-        answer(ledger, count + 1, plan=replace(PLAN, events=(PrivacyEvent(100.0, 1.0, 100),)))
 
 
 def test_disk_that_cannot_be_written_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
