@@ -150,8 +150,7 @@ class _Node:
         )
         folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
         self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
-        max_epsilon = context.node_config.get("max-epsilon")
-        self.max_epsilon = None if max_epsilon is None else float(str(max_epsilon))
+        self.max_epsilon = _max_epsilon(context.node_config.get("max-epsilon"))
         codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
         self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
 
@@ -171,3 +170,13 @@ class _Node:
         """Answer the message."""
         report = MetricRecord({"round": self.round, "partition": self.partition, **numbers})
         return Message(RecordDict({"values": tensors_to_record(tensors), "report": report}), reply_to=self._message)
+
+
+def _max_epsilon(found: object) -> float | None:
+    """Read how much the owner of a node lets it spend; None for one plan's worth."""
+    try:
+        return None if found is None else float(str(found))
+    except ValueError as error:
+        raise ConfigError(
+            f"node config max-epsilon={found!r} is not a number; give a positive epsilon, or leave it out"
+        ) from error

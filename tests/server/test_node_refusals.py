@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
+from client.app import _max_epsilon
 from client.app import app as client_app
 from fedrec import assemble
 from fedrec.config import load
@@ -75,3 +76,9 @@ def test_unknown_phase_is_refused(config_file: Path, tmp_path: Path, phase: str)
 def test_run_that_is_no_simulation_is_refused(config_file: Path) -> None:
     with pytest.raises(ConfigError, match="simulations only"):
         assemble.config_of_run({"config": str(config_file)})
+
+
+def test_owner_of_a_node_says_a_number_or_nothing() -> None:
+    assert (_max_epsilon(None), _max_epsilon("3.5"), _max_epsilon(2)) == (None, 3.5, 2.0)
+    with pytest.raises(ConfigError, match="max-epsilon='lots' is not a number"):
+        _max_epsilon("lots")

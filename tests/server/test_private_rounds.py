@@ -100,7 +100,7 @@ def test_intention_is_on_disk_before_any_node_is_asked(
 
 
 def test_nodes_of_which_nobody_is_drawn_answer_with_zeros(private_config_file: Path, tmp_path: Path) -> None:
-    settings = ["privacy.sampling_probability=1e-9", "federated.num_rounds=1"]
+    settings = ["privacy.sampling_probability=1e-7", "privacy.target_delta=1e-8", "federated.num_rounds=1"]
     config = load(private_config_file, settings)
     (line,) = run(config, tmp_path / "run")
     assert line["diagnostics"] == {"cohort_size": 0, "num_clipped": 0, "num_zeroed": 0, "nodes": 2}
