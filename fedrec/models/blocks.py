@@ -2,8 +2,9 @@
 
 A block knows its per-user squared L2 norms (in float64, duplicates coalesced first) and how to add itself, scaled per
 user, to a running sum. What is added is what was measured: duplicates are coalesced once, for the norm and for the sum,
-so that huge parts that cancel in the norm cannot swamp the sum. All blocks of a user are clipped jointly; see
-`fedrec.privacy.clipping`.
+so that huge parts that cancel in the norm cannot swamp the sum. With a quantum, a power of two, every number of a user
+is rounded to a multiple of it before it is added: then sums are exact, and a user's part is the same whoever else is
+there. All blocks of a user are clipped jointly; see `fedrec.privacy.clipping`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ class Block(Protocol):
         """Return (B,) float64: the squared L2 norm of each user's part, duplicates coalesced."""
         ...
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
-        """Add sum over users of scale[u] x part[u] to `total` in place; users of scale 0 add exactly nothing."""
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
+        """Add sum over users of scale[u] x part[u] to `total` in place; users of scale 0 add exactly nothing.
+
+        Args:
+            total: the sum so far; float64 where there is a quantum.
+            scale: (B,) float64.
+            quantum: a power of two that each user's numbers are rounded to multiples of; 0 for no rounding.
+        """
         ...
 
 
@@ -45,11 +52,19 @@ Contributions = Mapping[str, Block]
 _TINY = 1e-300
 """Added to a square that may have underflowed."""
 
+_CELLS = 2**22
+"""Numbers that plain torch holds at once where it rounds each."""
+
 
 def _zero_unused(values: Tensor, scale: Tensor) -> Tensor:
     """Replace the rows of users with scale 0 by zeros, so that a NaN there is gone (0 x NaN is NaN)."""
     used = (scale != 0).reshape(-1, *([1] * (values.ndim - 1)))
     return torch.where(used, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def _multiples(values: Tensor, quantum: float) -> Tensor:
+    """Round to multiples of the quantum, a power of two; nothing where it is 0."""
+    return torch.round(values / quantum) * quantum if quantum else values
 
 
 def _check_agree(shape: tuple[int, ...], *tensors: Tensor) -> None:
@@ -85,10 +100,13 @@ class Dense:
         """Return (B,) float64 squared norms."""
         return self.values.flatten(start_dim=1).to(torch.float64).square().sum(dim=1)
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled sum over users to `total` (...)."""
-        values = _zero_unused(self.values, scale).flatten(start_dim=1)
-        total += (scale.to(total.dtype) @ values.to(total.dtype)).reshape(total.shape)
+        values = _zero_unused(self.values, scale).flatten(start_dim=1).to(total.dtype)
+        if quantum:
+            total += _multiples(scale[:, None] * values, quantum).sum(dim=0).reshape(total.shape)
+        else:
+            total += (scale.to(total.dtype) @ values).reshape(total.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +129,25 @@ class SecondMoments:
         """Return (B,) float64: |v|^4."""
         return self.vectors.to(torch.float64).square().sum(dim=1).square()
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled moments of all users to `total` (d (d + 1) / 2,)."""
         vectors = _zero_unused(self.vectors, scale).to(total.dtype)
-        matrix = vectors.T @ (vectors * scale.to(total.dtype)[:, None])
+        if quantum and compiled_for(total, vectors):
+            arrays = (vectors.contiguous().numpy(), scale.numpy(), total.numpy(), quantum)
+            rows = np.arange(vectors.shape[1], -1, -1)  # row i of the triangle has d - i numbers
+            work = np.concatenate([[0], np.cumsum(rows[:-1])])
+            over_rows(kernels.add_rounded_moments, vectors.shape[1], *arrays, cost=work)
+            return
         upper, factor = _triangle(vectors.shape[1], total)
-        total += matrix[upper[0], upper[1]] * factor
+        if not quantum:
+            matrix = vectors.T @ (vectors * scale.to(total.dtype)[:, None])
+            total += matrix[upper[0], upper[1]] * factor
+            return
+        step = max(1, _CELLS // max(1, len(total)))
+        for start in range(0, len(vectors), step):
+            part = vectors[start : start + step]
+            moments = part[:, upper[0]] * part[:, upper[1]] * factor * scale[start : start + step, None]
+            total += _multiples(moments, quantum).sum(dim=0)
 
 
 def from_moments(moments: Tensor, dim: int) -> Tensor:
@@ -182,16 +213,16 @@ class RowSparse:
         """Return (B,) float64 squared norms after summing duplicate ids."""
         return self._squared_norms
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d)."""
         ids, values, mask = self._coalesced
         _check_fits(ids, values.shape[2], total)
         if compiled_for(total, values):
             arrays = (ids, values, mask, scale.to(total.dtype), total)
-            over_rows(kernels.add_rows, len(total), *(array.numpy() for array in arrays))
+            over_rows(kernels.add_rows, len(total), *(array.numpy() for array in arrays), quantum)
             return
         values = _zero_unused(values.to(torch.float64).masked_fill(~mask[:, :, None], 0.0), scale)
-        values = values * scale[:, None, None]
+        values = _multiples(values * scale[:, None, None], quantum)
         total.index_add_(0, ids.reshape(-1), values.reshape(-1, values.shape[-1]).to(total.dtype))
 
 
@@ -279,16 +310,29 @@ class RowOuter(_OneVectorAUser):
         weights = self.entries.coalesced[1].square().sum(dim=1)
         return (weights + _TINY) * (self.vectors.to(torch.float64).square().sum(dim=1) + _TINY)
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d): a sparse (num_rows, B) x (B, d) product."""
         vectors = _zero_unused(self.vectors, scale).to(total.dtype)
         _check_fits(self.entries.ids, vectors.shape[1], total)
+        if not compiled_for(total, vectors) and quantum:
+            self._add_rounded(total, vectors, scale, quantum)
+            return
         if not compiled_for(total, vectors):
             total += torch.sparse.mm(self.entries.matrix(len(total), scale, total.dtype), vectors)
             return
         indptr, users, weights = self.entries.grouped
-        arrays = (indptr, users, weights, scale.numpy(), vectors.contiguous().numpy(), total.numpy())
+        arrays = (indptr, users, weights, scale.numpy(), vectors.contiguous().numpy(), total.numpy(), quantum)
         over_rows(kernels.add_multiples, len(indptr) - 1, *arrays, cost=indptr)
+
+    def _add_rounded(self, total: Tensor, vectors: Tensor, scale: Tensor, quantum: float) -> None:
+        """Write every number out and round it, some users at a time."""
+        ids, weights = self.entries.coalesced
+        weights = _zero_unused(weights, scale) * scale[:, None]
+        step = max(1, _CELLS // max(1, ids.shape[1] * vectors.shape[1]))
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            values = _multiples(weights[part, :, None] * vectors[part, None], quantum)
+            total.index_add_(0, ids[part].reshape(-1), values.reshape(-1, vectors.shape[1]))
 
 
 class _Unbounded:
@@ -313,7 +357,7 @@ class RowMoments(_Unbounded, _OneVectorAUser):
     The sum is (num_rows, d (d + 1) / 2), the upper triangle row by row.
     """
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled outer products of all users to `total` (num_rows, d (d + 1) / 2)."""
         vectors = _zero_unused(self.vectors, scale).to(total.dtype)
         _check_fits(self.entries.ids, vectors.shape[1] * (vectors.shape[1] + 1) // 2, total)
@@ -346,7 +390,7 @@ class PairCounts(_Unbounded):
         """Return (B,) bool: every weight is finite."""
         return _finite_rows(self.weights)
 
-    def add_to(self, total: Tensor, scale: Tensor) -> None:
+    def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled pair counts of all users to `total` (num_rows, num_rows)."""
         weights = _zero_unused(self.weights, scale).to(total.dtype)
         rows = torch.zeros(len(weights), len(total), dtype=total.dtype, device=total.device)

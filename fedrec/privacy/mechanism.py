@@ -6,9 +6,8 @@
 
 Unit: a user. Adjacency: the plan's. Sensitivity: the `BoundedSum` carries the norm that users were clipped to (L2, all
 blocks jointly), and it must be the plan's. Released: every coordinate of every block + Gaussian noise of std
-noise_multiplier x `plan.sensitivity` (one joint Gaussian mechanism), divided by a public number. How noise is drawn,
-and what floating point does to it, is in `fedrec.privacy.noise`. (Where the unit is an interaction, every local step
-draws its own, in `fedrec.privacy.example_level`.)
+noise_multiplier x `plan.sensitivity` (one joint Gaussian mechanism), divided by a public number. How noise is drawn
+is in `fedrec.privacy.noise`. (Where the unit is an interaction, each step draws its own: `privacy.example_level`.)
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedrec.errors import PrivacyError
-from fedrec.privacy.clipping import BoundedSum
+from fedrec.privacy.clipping import MOST_USERS, BoundedSum
 from fedrec.privacy.noise import noisy, noisy_for_users, values_of
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.randomness import Key
@@ -80,8 +79,7 @@ def release(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, key: Key) ->
         The release, on the device of the sums.
 
     Raises:
-        PrivacyError: where the sum has another clipping norm, is not finite or not float64, the round is not planned,
-            or the plan has its noise drawn on the nodes.
+        PrivacyError: where the sum or the round is not what the plan is for, or its noise is drawn on the nodes.
 
     Privacy:
         Spends one round of `plan.event_for_round(round)`: Gaussian mechanism, unit user, add-or-remove, L2 sensitivity
@@ -148,8 +146,8 @@ def publish_noisy(total: NoisySum, plan: PrivacyPlan, round: int, num_nodes: int
         Post-processing of what left the nodes.
     """
     if not isinstance(total, NoisySum) or plan.trust_model != "local":
-        found = f"a {type(total).__name__} under trust {plan.trust_model!r}"
-        raise PrivacyError(f"{found} can't be published as it is; only local trust brings sums that have their noise")
+        found = f"a {type(total).__name__} under trust {plan.trust_model!r} can't be published as it is"
+        raise PrivacyError(f"{found}; only local trust brings sums that have their noise")
     if plan.unit == "interaction":
         divisor, std = float(num_nodes), math.nan
     else:
@@ -163,14 +161,14 @@ def publish_exact(bounded_sum: BoundedSum, divisor: float) -> Release:
     """Divide a sum without adding noise, for runs without privacy.
 
     Args:
-        bounded_sum: any sums; they are divided in place, for they may be large.
+        bounded_sum: any sums; divided in place.
         divisor: positive.
 
     Raises:
         PrivacyError: where the divisor is not positive and finite.
 
     Privacy:
-        None: the sums leave as they are, and no epsilon may be stated.
+        None: no epsilon may be stated.
     """
     if not 0 < divisor < math.inf:
         raise PrivacyError(f"divisor={divisor} is not a positive finite number; give the public expected cohort size")
@@ -191,6 +189,8 @@ def _noise_std(bounded_sum: BoundedSum, plan: PrivacyPlan, round: int, claim: tu
             f"the sum was clipped to {bounded_sum.clipping_norm}, the plan's noise is for "
             f"clipping_norm={plan.clipping_norm}; clip with the plan's norm"
         )
+    if plan.population_size > MOST_USERS:
+        raise PrivacyError(f"population_size={plan.population_size} is above {MOST_USERS}: float64 can't sum so many")
     for name, total in bounded_sum.totals.items():
         if total.dtype != torch.float64:
             raise PrivacyError(f"block {name!r} is summed in {total.dtype}; sums must be torch.float64")

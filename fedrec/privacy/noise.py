@@ -7,10 +7,6 @@ to a grid of about std / 2^20: attacks on floating-point noise (Mironov 2012) do
 
 A key from a seed (simulation) draws through Opacus, in floating point, and rounds to the same grid. Its torch generator
 has a 32-bit seed and hides nothing from who knows the config: a simulation measures utility, it does not hide data.
-
-Limit: the sum itself was added up in float64. What one user changes can change how the others are rounded, which lifts
-the sensitivity: typically by a relative 1e-16 for every user (5e-11 was seen at 10^6 users), at worst by N^2 2^-52
-(Casacuberta et al. 2022).
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ Proof. Let eps = 2^-53 be the unit roundoff, log within 32 eps of its value, cos
     digits, until n is certain. It ends with probability 1.
 
 Assumed: ChaCha20 and keyed BLAKE2b are pseudo-random functions of a secret key that serves one x only; numpy's log, cos
-and sin are as said (the tests allow 8 eps); decimal's ln and sqrt are correctly rounded, as specified. Limits: x is
-the sum as it was added up in float64, and its sensitivity includes what rounding did there (Casacuberta et al. 2022);
-the time a call takes is not constant: it tells how many coordinates went to step 4.
+and sin are as said (the tests allow 8 eps); decimal's ln and sqrt are correctly rounded, as specified. Limit: the time
+a call takes is not constant: it tells how many coordinates went to step 4. That x has its sensitivity in float64, too,
+is for the sum to see to: `fedrec.privacy.clipping`.
 """
 
 from __future__ import annotations

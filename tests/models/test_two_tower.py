@@ -121,7 +121,7 @@ def test_what_a_user_adds_is_within_the_clipping_norm_and_on_it_where_clipped(cl
             bound, diagnostics = one_round(model, items, interactions, clipping_norm, row)
             found = bound.totals["items"].norm().item()
             assert found <= clipping_norm
-            assert found == pytest.approx(min(free, clipping_norm), rel=1e-9)
+            assert found == pytest.approx(min(free, clipping_norm), rel=1e-5, abs=1e-7 * clipping_norm)
             assert diagnostics.num_clipped == (free > clipping_norm)
             assert (found == 0) == (interactions.lengths[user] == 0)
 

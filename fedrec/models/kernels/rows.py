@@ -68,6 +68,7 @@ def add_multiples(
     scale: np.ndarray,
     vectors: np.ndarray,
     total: np.ndarray,
+    quantum: float,
 ) -> None:
     """Add sum over entries of scale[user] x weight x vectors[user] to rows start..stop of `total`.
 
@@ -80,15 +81,48 @@ def add_multiples(
         scale: (B,); users of scale 0 are left out.
         vectors: (B, d).
         total: (num_rows, d), changed in place.
+        quantum: a power of two that every number is rounded to a multiple of before it is added; 0 for no rounding.
     """
+    inverse = 1.0 / quantum if quantum > 0 else 1.0
     for row in range(start, stop):
         for k in range(indptr[row], indptr[row + 1]):
             user = users[k]
             if scale[user] == 0:
                 continue
-            factor = scale[user] * weights[k]
-            for j in range(total.shape[1]):
-                total[row, j] += factor * vectors[user, j]
+            factor = scale[user] * weights[k] * inverse
+            if quantum > 0:
+                for j in range(total.shape[1]):
+                    total[row, j] += quantum * np.rint(factor * vectors[user, j])
+            else:
+                for j in range(total.shape[1]):
+                    total[row, j] += factor * vectors[user, j]
+
+
+@njit(**OPTIONS)
+def add_rounded_moments(
+    start: int, stop: int, vectors: np.ndarray, scale: np.ndarray, total: np.ndarray, quantum: float
+) -> None:
+    """Add sum over users of scale[user] x v v' to rows start..stop of a triangle, every number rounded before.
+
+    Args:
+        start: first row of the triangle.
+        stop: one past the last.
+        vectors: (B, d).
+        scale: (B,); users of scale 0 are left out.
+        total: (d (d + 1) / 2,) upper triangle, row by row, off the diagonal times sqrt(2); changed in place.
+        quantum: a power of two that every number is rounded to a multiple of.
+    """
+    dim = vectors.shape[1]
+    for i in range(start, stop):
+        first = i * dim - i * (i - 1) // 2 - i  # where (i, 0) would stand
+        for user in range(len(vectors)):
+            if scale[user] == 0:
+                continue
+            factor = scale[user] / quantum * vectors[user, i]
+            total[first + i] += quantum * np.rint(factor * vectors[user, i])
+            factor *= np.sqrt(2.0)
+            for j in range(i + 1, dim):
+                total[first + j] += quantum * np.rint(factor * vectors[user, j])
 
 
 @njit(**OPTIONS)
@@ -162,6 +196,7 @@ def add_rows(
     mask: np.ndarray,
     scale: np.ndarray,
     total: np.ndarray,
+    quantum: float,
 ) -> None:
     """Add scale[user] x values[user, k] to row ids[user, k] of `total`, for the ids in start..stop.
 
@@ -173,13 +208,20 @@ def add_rows(
         mask: (B, m) bool, the rows that count.
         scale: (B,) of the total's type; users of scale 0 are left out.
         total: (num_rows, d), changed in place.
+        quantum: a power of two that every number is rounded to a multiple of before it is added; 0 for no rounding.
     """
+    inverse = 1.0 / quantum if quantum > 0 else 1.0
     for user in range(ids.shape[0]):
-        factor = scale[user]
-        if factor == 0:
+        if scale[user] == 0:
             continue
+        factor = scale[user] * inverse
         for k in range(ids.shape[1]):
             row = ids[user, k]
-            if mask[user, k] and start <= row < stop:
+            if not (mask[user, k] and start <= row < stop):
+                continue
+            if quantum > 0:
                 for j in range(total.shape[1]):  # whole indices, no views of rows: four times as fast
+                    total[row, j] += quantum * np.rint(factor * values[user, k, j])
+            else:
+                for j in range(total.shape[1]):
                     total[row, j] += factor * values[user, k, j]
