@@ -129,7 +129,7 @@ def report(
 
 @app.command()
 def account(
-    directory: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Run folder, in place of a plan.")] = None,
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="Run folder, in place of a plan.")] = None,
     noise_multiplier: Annotated[float | None, typer.Option(help="z: noise std / L2 sensitivity.")] = None,
     delta: Annotated[float | None, _DELTA] = None,
     population_size: Annotated[int | None, _POPULATION] = None,
@@ -143,7 +143,7 @@ def account(
     accountant: Annotated[str, typer.Option(help="'auto' (the tightest), 'rdp', or 'zcdp' (where q = 1).")] = "auto",
     as_json: AccountJson = False,
 ) -> None:
-    """Say what a plan spends, or what a run has spent so far, in words."""
+    """Say in words what a plan spends, or what the run in folder DIR has spent so far."""
     from fedrec import accounts
     from fedrec.privacy import explanation
 

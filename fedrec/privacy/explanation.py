@@ -21,8 +21,8 @@ from fedrec.privacy.wording import _round_up
 ADJACENCIES = {
     "add-or-remove one user": "two worlds are compared, one with all data of a user and one without that user",
     "replace one user": "two worlds are compared, which differ in all data of a user; that the user is there may show",
-    "add-or-remove one interaction": "two worlds are compared, with and without one interaction; k of them of the same "
-    "user spend up to k times epsilon",
+    "add-or-remove one interaction": "two worlds are compared, with and without one interaction; for k of one user "
+    "epsilon is k times as large, and delta larger still",
 }
 ACCOUNTANTS = {
     "gaussian-exact": "all releases together are one Gaussian mechanism; its closed form, exact (Balle & Wang 2018)",
