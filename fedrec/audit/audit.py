@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -30,6 +31,12 @@ from fedrec.randomness import Key
 
 Say = Callable[[str], None]
 VERSION = 1
+STATEMENT = (
+    "An audit looks at private data: its figures are not covered by any epsilon. It runs the functions that nodes and "
+    "server run, in one process; what their apps may wire up wrongly it does not see."
+)
+_CANDIDATE_ROUNDS = 4000
+"""Candidates times attacked rounds: where a plan has many rounds, coins are flipped for fewer users."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Settings:
         num_runs: runs that membership inference attacks.
         num_shadows: further runs that it learns from.
         confidence: of the lower bounds together, and of every interval.
-        num_candidates: users to flip coins for, at most.
+        num_candidates: users to flip coins for, at most; fewer where many rounds are attacked.
         num_reconstructed: users whose items are searched for, at most.
 
     Raises:
@@ -81,13 +88,15 @@ def run_audit(config: Config, settings: Settings, say: Say = lambda text: None) 
     if subject.plan is not None:
         bounds = _lower_bounds(subject, subject.plan, settings, key.fold("canaries"), say)
         say("one-shot estimate")
-        found = estimate_one_shot(subject, settings.num_canaries, settings.confidence, key.fold("one-shot"))
-        one_shot = [{**asdict(one), "estimate": one.estimate._asdict(), "delta": subject.plan.delta} for one in found]
+        estimates = estimate_one_shot(subject, settings.num_canaries, settings.confidence, key.fold("one-shot"))
+        one_shot = [
+            {**asdict(one), "estimate": one.estimate._asdict(), "delta": subject.plan.delta} for one in estimates
+        ]
     membership = _membership(subject, settings, key.fold("membership"), say)
     say("reconstruction")
     items = attack_items(subject, settings.num_reconstructed, settings.confidence, key.fold("reconstruction"))
     data = assemble.dataset(config.to_json())
-    return {
+    found = {
         "version": VERSION,
         "data": {
             "name": data.name,
@@ -103,8 +112,10 @@ def run_audit(config: Config, settings: Settings, say: Say = lambda text: None) 
         "one_shot": one_shot,
         "membership": membership,
         "reconstruction": [asdict(one) for one in items],
+        "statement": STATEMENT,
         "seconds": time.perf_counter() - start,
     }
+    return dict(json.loads(json.dumps(found, allow_nan=False)))
 
 
 def _lower_bounds(subject: Subject, plan: PrivacyPlan, settings: Settings, key: Key, say: Say) -> dict[str, Any]:
@@ -136,10 +147,14 @@ def _bound(audit: Scores, delta: float, confidence: float, num_audits: int) -> d
 def _membership(subject: Subject, settings: Settings, key: Key, say: Say) -> list[dict[str, Any]]:
     """Return AUC and true positive rate of every attack on users and on interactions."""
     rows = []
+    attacked_rounds = 1 if subject.plan is None else subject.num_rounds
+    most = min(settings.num_candidates, max(_CANDIDATE_ROUNDS // attacked_rounds, 100))
     for what in ("users", "interactions"):
-        candidates = draw_candidates(subject.train, what, settings.num_candidates, key)
+        candidates = draw_candidates(subject.train, what, most, key)
         found = attack_membership(subject, candidates, settings.num_runs, settings.num_shadows, key, say)
-        rows += [_row(subject.plan, attack, results, settings.confidence) for attack, results in found.items()]
+        for attack, results in found.items():
+            row = _row(subject.plan, attack, results, settings.confidence)
+            rows.append({**row, "num_candidates": len(candidates.rows)})
     views = ("final model", "releases", "node sums")
     return sorted(rows, key=lambda row: (row["what"] != "users", views.index(row["view"]), row["strongest"]))
 

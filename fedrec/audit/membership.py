@@ -67,7 +67,8 @@ def attack_membership(
     statistics = np.empty(coins.shape)
     scores: dict[Attack, list[np.ndarray]] = {}
     for run, included in enumerate(coins):
-        say(f"membership of {candidates.what}: run {run + 1} of {total}")
+        if run % 5 == 0:
+            say(f"membership of {candidates.what}: run {run + 1} of {total}")
         sums = SumAttacks(subject, candidates, included)
         train, rows = candidates.world(subject.train, included)
         for done in rounds(subject, key.fold("run", run), train, rows):

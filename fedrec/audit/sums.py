@@ -60,6 +60,8 @@ class SumAttacks:
             members = np.arange(node, num_users, num_nodes)
             total = sum_over(self.subject, done.shared, train, np.intersect1d(done.drawn, members), done.key)
             expected = Expected(self.subject, self.candidates, done, members)
+            if not expected.layout.size:  # nobody's coin matters to this node, or its sums have no form to attack
+                continue
             left = expected.left_over(total.totals)
             size = f"{max(num_users // num_nodes, 1)} users a node"
             joint = decode(expected.rows, left, 0.0, expected.variance)
@@ -70,6 +72,8 @@ class SumAttacks:
     def _look_at_small_nodes(self, done: Round) -> None:
         """Do the same on nodes of a few candidates, whose sums are made of the contributions themselves."""
         expected = Expected(self.subject, self.candidates, done, np.arange(self.subject.train.num_users))
+        if not expected.layout.size:
+            return
         present = self.included[expected.index] & np.isin(self.candidates.rows[expected.index], done.drawn)
         simple = np.zeros(len(expected.index))
         num_nodes = max(len(simple) // SMALL_NODE, 1)

@@ -19,6 +19,9 @@ from fedrec.randomness import Key
 _LEFT_OUT = (RowMoments, PairCounts)
 """Second moments of whole tables; the blocks beside them identify a user just as well."""
 
+_CELLS = 2**13
+"""Padded history cells of a batch: what is worked on at once is many times larger."""
+
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(user in the batch, coordinate of the block, value); equal places add up."""
 
@@ -38,11 +41,12 @@ class Layout:
 
     def starts(self) -> Iterator[tuple[str, int]]:
         """Go through (block name, first coordinate)."""
-        return zip(self.names, np.cumsum([0, *self.sizes[:-1]]).tolist(), strict=True)
+        return zip(self.names, np.cumsum([0, *self.sizes])[:-1].tolist(), strict=True)
 
     def flatten(self, totals: Mapping[str, Tensor]) -> np.ndarray:
         """Return the (size,) float64 coordinates of a sum or a release."""
-        return torch.cat([totals[name].to(torch.float64).cpu().reshape(-1) for name in self.names]).numpy()
+        parts = [totals[name].to(torch.float64).cpu().reshape(-1).numpy() for name in self.names]
+        return np.concatenate([np.zeros(0), *parts])
 
 
 def contribution_rows(
@@ -61,27 +65,29 @@ def contribution_rows(
     Returns:
         A (n, layout.size) scipy CSR matrix in the order of `rows`, and the layout of its columns.
     """
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_matrix, vstack
 
     model = subject.model
     shared = model.prepare({name: tensor.to(subject.device) for name, tensor in shared.items()})
     totals = model.totals(shared)
-    place = np.empty(int(rows.max(initial=-1)) + 1, dtype=np.int64)
-    place[rows] = np.arange(len(rows))
-    parts: list[Triples] = []
-    layout = Layout({}, totals)
-    for batch in user_batches(users, rows, max_elements=2**15, keys=keys):
+    layout, parts, order = Layout({}, totals), [], []
+    for batch in user_batches(users, rows, max_elements=_CELLS, keys=keys):
         batch = batch.to(subject.device)
         contributions = model.contribute(shared, model.fit_users(shared, batch, ranking=False), batch, key)
         layout = Layout(contributions, totals)
         scales = clip_scales(contributions, subject.clipping_norm).cpu().numpy()
+        triples: list[Triples] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
         for name, start in layout.starts():
             members, columns, values = _triples(contributions[name], totals[name])
             kept = (values != 0) & (scales[members] != 0)
-            members = members[kept]
-            parts.append((place[batch.rows[members]], start + columns[kept], values[kept] * scales[members]))
-    where, columns, values = (np.concatenate(column) if parts else np.zeros(0) for column in zip(*parts, strict=True))
-    return csr_matrix((values, (where, columns)), shape=(len(rows), layout.size)), layout
+            triples.append((members[kept], start + columns[kept], values[kept] * scales[members[kept]]))
+        members, columns, values = (np.concatenate(column) for column in zip(*triples, strict=True))
+        parts.append(csr_matrix((values, (members, columns)), shape=(batch.num_users, layout.size)))
+        order.append(batch.rows)
+    if not parts:
+        return csr_matrix((0, layout.size)), layout
+    place = {user: number for number, user in enumerate(np.concatenate(order).tolist())}
+    return vstack(parts, format="csr")[[place[user] for user in rows.tolist()]], layout
 
 
 def _triples(block: Block, total: Tensor) -> Triples:

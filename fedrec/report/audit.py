@@ -88,6 +88,7 @@ class Audit:
         confidence: of the bounds together, and of intervals.
         num_runs: runs that membership inference attacked.
         refuted: whether a bound exceeds the claim.
+        statement: what an audit does not cover.
     """
 
     title: str
@@ -99,6 +100,7 @@ class Audit:
     areas: tuple[Area, ...]
     items: tuple[Items, ...]
     refuted: bool
+    statement: str
 
     @property
     def best(self) -> Bound | None:
@@ -136,6 +138,7 @@ def parse_audit(raw: object, source: str) -> Audit:
         areas=tuple(_area(entry, source) for entry in as_list(audit.get("membership"), f"{source}: membership")),
         items=tuple(_items(entry, source) for entry in as_list(audit.get("reconstruction"), f"{source}: items")),
         refuted=bounds.get("refuted") is True,
+        statement=as_text(audit.get("statement")),
     )
 
 
@@ -199,7 +202,8 @@ def audit_table(audit: Audit) -> str:
     parts = [f"audit of {audit.title}", claim_text(audit)]
     if audit.bounds:
         parts += ["", *_epsilon_lines(audit), "", verdict(audit)]
-    return "\n".join([*parts, "", *_membership_lines(audit), *_item_lines(audit)])
+    parts += ["", *_membership_lines(audit), *_item_lines(audit)]
+    return "\n".join([*parts, *(["", *textwrap.wrap(audit.statement, WIDTH)] if audit.statement else [])])
 
 
 def claim_text(audit: Audit) -> str:

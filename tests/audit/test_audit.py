@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedrec.audit.audit import Settings, run_audit
-from fedrec.config import Config
+from fedrec.config import Config, build
 from fedrec.errors import ConfigError
 from fedrec.privacy import clipping
 from tests.audit.subjects import config
@@ -19,7 +19,7 @@ SMALL = Settings(num_canaries=200, num_runs=2, num_shadows=3, num_candidates=150
 def test_audit_of_a_private_config_says_everything() -> None:
     said: list[str] = []
     audit = run_audit(config("als", 1.0), SMALL, said.append)
-    assert json.loads(json.dumps(audit, allow_nan=False)) == json.loads(json.dumps(audit))
+    assert json.loads(json.dumps(audit, allow_nan=False)) == audit
     claim, bounds = audit["claim"], audit["lower_bounds"]
     assert claim["epsilon"] == pytest.approx(1.0, rel=1e-3) and claim["trust_model"] == "central"
     assert {"delta", "unit", "neighboring_relation", "accountant"} <= claim.keys()
@@ -52,6 +52,18 @@ def test_audit_without_privacy_claims_nothing() -> None:
     assert audit["claim"] is audit["lower_bounds"] is audit["one_shot"] is None
     assert {one["view"] for one in audit["membership"]} == {"final model", "node sums"}
     assert all(one["limit"] is None for one in audit["membership"])
+
+
+@pytest.mark.parametrize("model", ["item_knn", "content"])
+def test_models_whose_sums_have_no_rows_to_decode_are_audited_too(model: str) -> None:
+    table = config("popularity", num_rounds=1).model_dump(exclude_none=True)
+    audit = run_audit(build({**table, "model": {"name": model}}, "test"), SMALL)
+    areas = {(one["what"], one["view"]): one["auc"]["mean"] for one in audit["membership"] if one["strongest"]}
+    if model == "content":  # learns from nobody
+        assert all(area == pytest.approx(0.5, abs=0.03) for area in areas.values())
+    else:
+        assert areas.keys() == {("users", "final model"), ("interactions", "final model")}
+        assert audit["reconstruction"][0]["recall"][0] == 1.0
 
 
 def test_audits_of_one_seed_are_equal_and_of_another_differ() -> None:

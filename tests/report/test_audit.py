@@ -28,6 +28,7 @@ def attack(what: str, view: str, name: str, strongest: bool, mean: float, limit:
 
 PRIVATE: dict[str, Any] = {
     "version": 1,
+    "statement": "An audit looks at private data.",
     "data": {"name": "ml-100k", "num_users": 943},
     "config": {"model": {"name": "als"}, "federated": {"num_rounds": 2}, "runtime": {"seed": 0}},
     "settings": {"num_runs": 5, "confidence": 0.95},
@@ -95,6 +96,7 @@ def test_table_states_the_claim_with_all_its_terms_and_names_bounds_and_estimate
         "180 of 250 guesses right",
         "0.500-0.540",
         "AUC: mean of 5 runs with its 95% interval",
+        "An audit looks at private data.",
     ):
         assert words in flat, words
 
