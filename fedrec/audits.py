@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedrec import assemble
 from fedrec import config as configs
 from fedrec.config import Config
 from fedrec.errors import ConfigError
@@ -19,11 +20,16 @@ def config_of_target(target: Path, settings: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: where there is no config, or a setting is not allowed.
+        DataError: where the data is no longer that of the run.
     """
-    if target.is_dir():
-        RunFolder(target).config()
-        target = target / "config.toml"
-    return configs.load(target, settings)
+    if not target.is_dir():
+        return configs.load(target, settings)
+    folder = RunFolder(target)
+    folder.config()
+    config = configs.load(target / "config.toml", settings)
+    if not settings and (target / "data_fingerprint").exists():
+        folder.check_data(assemble.dataset(config.to_json()).interactions.fingerprint())
+    return config
 
 
 def make_folder(folder: Path) -> None:

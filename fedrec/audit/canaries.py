@@ -123,7 +123,8 @@ def attack_users(subject: Subject, num_canaries: int, key: Key) -> list[Scores]:
         event = plan.event_for_round(done.number)
         present = event.sampling_probability / 2
         candidates, layout = contribution_rows(subject, done.shared, users, np.arange(num_canaries), keys, done.key)
-        left = np.concatenate([dict(left_over(done))[name] for name in layout.names])
+        found = dict(left_over(done))
+        left = np.concatenate([found[name] for name in layout.names])
         left = left - present * np.asarray(candidates.sum(axis=0)).reshape(-1)
         std = event.noise_multiplier * plan.clipping_norm
         scores += decode(candidates, left, std, present * (1 - present)) / event.noise_multiplier**2

@@ -46,7 +46,7 @@ def attack_membership(
 ) -> dict[Attack, list[tuple[float, float]]]:
     """Train with fresh coins `num_runs` + `num_shadows` times and attack the first `num_runs` of them.
 
-    Each attacked run has all other runs for shadows.
+    Each attacked run has all other runs for shadows, so the runs are not quite independent of each other.
 
     Args:
         subject: what is audited.

@@ -64,7 +64,9 @@ def attack_items(subject: Subject, num_users: int, confidence: float, key: Key) 
     Returns:
         The results on clear updates and, under a plan, on the releases; nothing for a model without item rows.
     """
-    seen = list(rounds(subject, key, keep_sums=subject.plan is not None))
+    seen: list[Round] = []
+    for done in rounds(subject, key, keep_sums=subject.plan is not None):
+        seen = [*seen, done] if subject.plan is not None else [done]
     last, lengths = seen[-1], subject.train.lengths
     if not _item_rows(last.release.blocks, subject.train.num_items)[1]:
         return []

@@ -1,7 +1,8 @@
 """The subject of an audit: what a config names, and the rounds that its nodes and server would run, in one process.
 
 The rounds use the functions that nodes and server use: `draw_cohort`, `sum_contributions`, `release`, `update`. There
-is no ledger and no checkpoint: an audited run is thrown away.
+is no ledger and no checkpoint: an audited run is thrown away. What the apps themselves may wire up wrongly - keys, plan
+hash, messages - an audit does not see.
 """
 
 from __future__ import annotations

@@ -54,6 +54,9 @@ class OneShot(NamedTuple):
         mean: of the cosines.
         std: of the cosines.
         null_std: of the cosine of a direction that nobody sent, 1 / sqrt(dim).
+
+    Privacy:
+        Unit and adjacency: add or remove one canary. No bound.
     """
 
     epsilon: float

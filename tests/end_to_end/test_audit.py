@@ -37,6 +37,8 @@ def test_audit_of_a_run_lies_in_its_folder_and_prints_a_table(
     assert outcome.code == 0, outcome.err
     assert "claim    none (no privacy)" in outcome.out and "membership inference" in outcome.out
     assert (run / "audit" / "audit.json").exists() and fedrec("report", run).code == 0
+    (run / "data_fingerprint").write_text("of other data")
+    one_line(fedrec("audit", run, *LITTLE), "fingerprint")
 
 
 def test_refuted_claim_has_exit_code_1_and_leaves_its_files(
