@@ -16,7 +16,7 @@ from fedrec.privacy import accounting, zcdp
 from fedrec.privacy.claims import UNITS
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.privacy.spent import RunSpend
-from fedrec.privacy.wording import _round_up
+from fedrec.privacy.wording import round_up
 
 ADJACENCIES = {
     "add-or-remove one user": "two worlds are compared, one with all data of a user and one without that user",
@@ -160,7 +160,7 @@ def _by_purpose(events: Sequence[PrivacyEvent]) -> Counter[tuple[float, float, s
 
 
 def _epsilon(spent: accounting.Spent, delta: float) -> str:
-    return f"epsilon {_round_up(spent.epsilon)} at delta {delta:g} (accountant: {spent.accountant})"
+    return f"epsilon {round_up(spent.epsilon)} at delta {delta:g} (accountant: {spent.accountant})"
 
 
 def _is_sampled(events: Sequence[PrivacyEvent]) -> bool:
@@ -172,13 +172,13 @@ def _rho(events: Sequence[PrivacyEvent]) -> list[str]:
     if _is_sampled(events):
         return []
     rho = zcdp.zcdp([event.spend for event in events])
-    return [f"zCDP       rho = {_round_up(rho)}, the sum of T / (2 z^2); rhos of further releases add to it"]
+    return [f"zCDP       rho = {round_up(rho)}, the sum of T / (2 z^2); rhos of further releases add to it"]
 
 
 def _meaning(plan: PrivacyPlan, accountant: str) -> list[str]:
     """Return what the numbers of a plan mean, one a line."""
     spent, unit = _account(plan, plan.events, accountant), plan.unit
-    factor = f"exp(epsilon) = {_round_up(math.exp(spent.epsilon))}" if spent.epsilon < 20 else "exp(epsilon)"
+    factor = f"exp(epsilon) = {round_up(math.exp(spent.epsilon))}" if spent.epsilon < 20 else "exp(epsilon)"
     least = f"1 / population_size = {1 / plan.population_size:.4g}"
     drawn = f"probability that one {unit} is drawn for a release, each time anew; nobody may learn who was drawn"
     everybody = f"probability that one {unit} is drawn for a release; here each is in all of them, so nothing is gained"

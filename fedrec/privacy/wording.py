@@ -15,7 +15,7 @@ def statement(plan: PrivacyPlan) -> str:
     """Return the claim in one sentence, with everything that an epsilon must not be printed without."""
     limit = f"{plan.claim.limit}; " if plan.claim.limit else ""
     return (
-        f"{plan.claim.covers} is (epsilon = {_round_up(plan.epsilon)}, delta = {plan.delta:g})"
+        f"{plan.claim.covers} is (epsilon = {round_up(plan.epsilon)}, delta = {plan.delta:g})"
         f"-differentially private (unit: {plan.unit}, adjacency: {plan.neighboring_relation}, trust model: "
         f"{plan.trust_model}, accountant: {plan.accountant}), excluding hyper-parameter selection; "
         f"{limit}the list of items is taken as public; metrics and diagnostics logged by a simulation are not covered, "
@@ -25,7 +25,7 @@ def statement(plan: PrivacyPlan) -> str:
 
 def describe(plan: PrivacyPlan) -> str:
     """Return the plan in words, one fact a line."""
-    lines = [f"epsilon    {_round_up(plan.epsilon)} at delta {plan.delta:g} (accountant: {plan.accountant})"]
+    lines = [f"epsilon    {round_up(plan.epsilon)} at delta {plan.delta:g} (accountant: {plan.accountant})"]
     steps = "" if plan.steps_per_round == 1 else f" ({plan.num_rounds} rounds of {plan.steps_per_round} local steps)"
     for event in plan.events:
         cohort = event.sampling_probability * plan.population_size
@@ -56,7 +56,7 @@ def describe(plan: PrivacyPlan) -> str:
     return "\n".join(lines)
 
 
-def _round_up(epsilon: float) -> str:
+def round_up(epsilon: float) -> str:
     """Print an epsilon with four significant digits, never below its value."""
     if not 0 < epsilon < math.inf:
         return f"{epsilon:g}"

@@ -12,7 +12,7 @@ import pytest
 from fedrec.errors import PrivacyError
 from fedrec.privacy.accounting import epsilon
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
-from fedrec.privacy.wording import _round_up
+from fedrec.privacy.wording import round_up
 
 EVENTS = (PrivacyEvent(4.0, 1.0, 2, "popularity"), PrivacyEvent(2.0, 0.25, 5))
 PLAN = PrivacyPlan(EVENTS, delta=1e-6, clipping_norm=1.5, population_size=1000)
@@ -63,7 +63,7 @@ def test_digest_is_stable_and_tells_plans_apart() -> None:
 
 def test_statement_carries_everything_an_epsilon_needs() -> None:
     for part in (
-        f"epsilon = {_round_up(PLAN.epsilon)}",
+        f"epsilon = {round_up(PLAN.epsilon)}",
         "delta = 1e-06",
         "unit: user",
         "adjacency: add-or-remove one user",
@@ -86,7 +86,7 @@ def test_description_says_sampling_and_warns_of_a_large_delta() -> None:
 
 @pytest.mark.parametrize("value", [7.99951, 8.0, 0.012345, 99999.0, 1e-7 / 3, 2.5000001])
 def test_printed_epsilon_is_never_below_the_epsilon(value: float) -> None:
-    assert value * (1 - 1e-11) <= float(_round_up(value)) <= value * 1.0011
+    assert value * (1 - 1e-11) <= float(round_up(value)) <= value * 1.0011
 
 
 @pytest.mark.parametrize("probability", [1.0, 0.1])
