@@ -22,6 +22,7 @@ from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.mechanism import NoisySum, add_noise_to_users
 from fedrec.privacy.node_ledger import NodeLedger
 from fedrec.privacy.plan import PrivacyPlan
+from fedrec.randomness import Key
 
 app = ClientApp()
 
@@ -55,9 +56,8 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
     config, round_number = node.config, node.round
     key = assemble.run_key(config).fold("round", round_number)
     node.take_part(plan, repeatable=not key.from_system)
-    cohort = draw_cohort(
-        node.data.user_keys, 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability, key
-    )
+    sampling = 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability
+    cohort = draw_cohort(node.data.user_keys, sampling, assemble.draws_key(config).fold("round", round_number))
     state = PrivateState(len(node.data.user_keys), node.store.load_state())
     model = assemble.model_of(config)
     micro_batch = config.runtime.micro_batch or model.batch_cells
@@ -71,8 +71,7 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
         keep=state.put,
     )
     if plan is not None and plan.trust_model == "local":
-        noise_key = assemble.noise_key(config)
-        total = add_noise_to_users(total, plan, round_number, node.data.user_keys[cohort], noise_key)
+        total = add_noise_to_users(total, plan, round_number, node.data.user_keys[cohort], node.noise_key)
     node.store.save_state(state.tensors)
     return total, diagnostics
 
@@ -86,9 +85,10 @@ def _train_by_example(node: _Node, plan: PrivacyPlan) -> tuple[NoisySum, CohortD
     if not isinstance(model, ExampleTwoTower):
         raise ConfigError(f"model {config.model['name']!r} has no form that learns by example; use 'two_tower'")
     last = Answer.from_tensors(node.store.load_state(), node.run_id)
-    known = last is not None and last.round == node.round
-    key, noise_key = assemble.run_key(config), assemble.noise_key(config)
-    node.take_part(plan, known or (not noise_key.from_system and (node.round == 1 or last is not None)))
+    last_round = 0 if last is None else last.round
+    key, noise_key = assemble.draws_key(config), node.noise_key
+    # The same answer, bit for bit: the one that was kept, or what a simulation makes of the state that it was made of.
+    node.take_part(plan, last_round == node.round or (not noise_key.from_system and last_round == node.round - 1))
     total, answer = answer_round(
         model,
         node.shared,
@@ -101,7 +101,7 @@ def _train_by_example(node: _Node, plan: PrivacyPlan) -> tuple[NoisySum, CohortD
         config.runtime.micro_batch,
         assemble.device_of(config),
     )
-    node.store.save_state(answer.to_tensors(node.run_id))
+    node.store.save_state(answer.to_tensors(node.run_id), durable=True)
     return total, answer.diagnostics
 
 
@@ -143,7 +143,10 @@ class _Node:
         self.order = order
         self.config: Config = assemble.config_of_run(context.run_config)
         self.round, self.run_id = int(str(order["round"])), str(order["run-id"])
-        self.plan_digest = str(self.order["plan"])
+        own = assemble.run_id(self.config)
+        if self.run_id != own:
+            raise PrivacyError(f"the server announced run {self.run_id!r}, this node's config is run {own!r}: refused")
+        self.plan_digest, self._absences = str(self.order["plan"]), str(self.order.get("absences", ""))
         self.partition = int(context.node_config["partition-id"])
         self.data = assemble.node_data(
             self.config.to_json(), self.partition, int(context.node_config["num-partitions"])
@@ -153,6 +156,12 @@ class _Node:
         self.max_epsilon = _max_epsilon(context.node_config.get("max-epsilon"))
         codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
         self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
+
+    @property
+    def noise_key(self) -> Key:
+        """Return what noise of this node is drawn from; whoever was absent before has changed the parameters."""
+        key = assemble.noise_key(self.config)
+        return key.fold("absences", self._absences) if self._absences else key
 
     def take_part(self, plan: PrivacyPlan | None, repeatable: bool) -> None:
         """Record that this node answers the round, or refuse; see `NodeLedger.take_part`."""

@@ -76,9 +76,9 @@ def whole_split(config_json: str) -> Split:
 
 @lru_cache(maxsize=256)
 def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData:
-    """Return the users of one node: every `num_partitions`-th user, starting with user `partition`."""
+    """Return the users of one node: a user's own key says which, so that nobody else's data moves a user."""
     whole = whole_split(config_json)
-    rows = np.arange(partition, whole.train.num_users, num_partitions)
+    rows = np.flatnonzero(nodes_of(user_keys(whole.train.user_ids.ids), num_partitions) == partition)
     part = replace(
         whole,
         train=whole.train.of_users(rows),
@@ -87,6 +87,11 @@ def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData
         served=whole.served.of_users(rows),
     )
     return NodeData(part, user_keys(part.train.user_ids.ids))
+
+
+def nodes_of(keys: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Return (num_users,) int64: the node of each user of a simulation, from the user's (num_users,) uint64 key."""
+    return np.asarray(keys % np.uint64(num_nodes)).astype(np.int64)
 
 
 @lru_cache(maxsize=8)
@@ -239,6 +244,16 @@ def noise_key(config: Config) -> Key:
     if federated.download_codec == ("dense",):
         return key
     return key.fold("download", *federated.download_codec, federated.codec_rank)
+
+
+def draws_key(config: Config) -> Key:
+    """Return the key that a simulation draws cohorts and examples from.
+
+    Privacy:
+        Amplification by sampling needs coins that are independent of those of other published runs, so they follow from
+        all that noise follows from, and not from the seed alone.
+    """
+    return noise_key(config).fold("draws")
 
 
 def run_id(config: Config) -> str:

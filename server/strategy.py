@@ -190,6 +190,7 @@ class Session:
                 "round": round_number,
                 "run-id": self.coordinator.run_id,
                 "plan": "" if plan is None else plan.digest(),
+                "absences": self.coordinator.checkpoint.absences,
                 **extra,
             }
         )

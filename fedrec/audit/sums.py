@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedrec.assemble import nodes_of
 from fedrec.audit.candidates import Attack, Candidates
 from fedrec.audit.decoding import decode, inner_products
 from fedrec.audit.subject import Round, Subject, sum_over
@@ -56,8 +57,9 @@ class SumAttacks:
 
     def _look_at_nodes(self, done: Round, train: Interactions) -> None:
         num_nodes, num_users = self.subject.config.federated.num_nodes, self.subject.train.num_users
+        nodes = nodes_of(self.subject.user_keys, num_nodes)
         for node in range(num_nodes):
-            members = np.arange(node, num_users, num_nodes)
+            members = np.flatnonzero(nodes == node)
             total = sum_over(self.subject, done.shared, train, np.intersect1d(done.drawn, members), done.key)
             expected = Expected(self.subject, self.candidates, done, members)
             if not expected.layout.size:  # nobody's coin matters to this node, or its sums have no form to attack

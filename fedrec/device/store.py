@@ -51,10 +51,10 @@ class DeviceStore:
         """The folder, for what else a node keeps to itself."""
         return self._folder
 
-    def save_state(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the private state; name -> (num_users, ...). It can be fitted again, so no disk is waited for."""
+    def save_state(self, state: Mapping[str, Tensor], durable: bool = False) -> None:
+        """Replace the private state; name -> tensor. Where it can be fitted again, no disk has to be waited for."""
         content = save({name: tensor.contiguous() for name, tensor in state.items()})
-        replace_file(self._folder / "private_state.safetensors", content, _PRIVATE, durable=False)
+        replace_file(self._folder / "private_state.safetensors", content, _PRIVATE, durable=durable)
 
     def load_state(self) -> dict[str, Tensor]:
         """Return the private state, empty where none was saved.

@@ -15,7 +15,7 @@ from fedrec.errors import ProtocolError
 from fedrec.files import replace_file
 from fedrec.models.protocol import ServerState
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Checkpoint:
         run_id: which run this is.
         release_digest: digest of what round `round` released, or "" (without privacy, or before the first round).
         ledger_position: the ledger's position when the checkpoint was written, or None without privacy.
+        absences: digest of who was absent in which of the rounds so far; "" where nobody ever was.
     """
 
     state: ServerState
@@ -35,6 +36,7 @@ class Checkpoint:
     run_id: str
     release_digest: str = ""
     ledger_position: Mapping[str, Any] | None = None
+    absences: str = ""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -51,6 +53,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "run_id": checkpoint.run_id,
         "release_digest": checkpoint.release_digest,
         "ledger_position": checkpoint.ledger_position,
+        "absences": checkpoint.absences,
     }
     replace_file(path, save(tensors, {"fedrec": json.dumps(header, sort_keys=True)}))
 
@@ -81,4 +84,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
         run_id=header["run_id"],
         release_digest=header["release_digest"],
         ledger_position=header["ledger_position"],
+        absences=header["absences"],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,11 +126,12 @@ class Coordinator:
             ProtocolError: where the new model is not finite.
 
         Privacy:
-            Noise follows from who is absent, too: else the release of a run in which a node dropped out, and that of
-            the same run undisturbed, would differ by exactly that node's sum.
+            Noise follows from who was absent in this round and in all before, too: else the releases of a run in which
+            a node dropped out, and of the same run undisturbed, would differ by clear sums, then and ever after.
         """
         total = self._add_up(sums)
-        released, digest = self._release(total, round_number, num_users, absent)
+        absences = self._absences(round_number, absent)
+        released, digest = self._release(total, round_number, num_users, absences)
         state = self.model.update(self.checkpoint.state, released)
         broken = [name for name, tensor in state.shared.items() if not torch.isfinite(tensor).all()]
         if broken:
@@ -137,7 +140,14 @@ class Coordinator:
                 "raise model.regularization or lower the noise"
             )
         position = None if self.ledger is None else self.ledger.position
-        self._next = Checkpoint(state, round_number, self.run_id, digest, position)
+        self._next = Checkpoint(state, round_number, self.run_id, digest, position, absences)
+
+    def _absences(self, round_number: int, absent: Sequence[str]) -> str:
+        """Return the digest of all absences up to this round; "" where nobody ever was absent."""
+        if not absent:
+            return self.checkpoint.absences
+        history = [self.checkpoint.absences, round_number, *sorted(absent)]
+        return hashlib.blake2b(json.dumps(history).encode(), digest_size=16).hexdigest()
 
     def receive(self, totals: dict[str, torch.Tensor]) -> BoundedSum:
         """Say what the tensors of a node are: a bounded sum, or, under local trust, one that has its noise already.
@@ -164,15 +174,13 @@ class Coordinator:
         self.checkpoint = self._next
         self._record_published()
 
-    def _release(
-        self, total: BoundedSum, round_number: int, num_users: int, absent: Sequence[str] = ()
-    ) -> tuple[Release, str]:
+    def _release(self, total: BoundedSum, round_number: int, num_users: int, absences: str) -> tuple[Release, str]:
         if self.plan is None:
             return publish_exact(total, float(max(num_users, 1))), ""
         if isinstance(total, NoisySum):
             published = publish_noisy(total, self.plan, round_number, self._num_nodes)
             return published, published.digest()
-        key = self._noise_key.fold("absent", *sorted(absent)) if absent else self._noise_key
+        key = self._noise_key.fold("absences", absences) if absences else self._noise_key
         released = release(total, self.plan, round_number, key)
         return released, released.digest()
 

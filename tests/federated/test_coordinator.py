@@ -136,14 +136,14 @@ def test_folder_of_another_run_or_plan_is_refused(tmp_path: Path) -> None:
 
 def test_divisor_is_the_declared_population_and_never_the_cohort(tmp_path: Path) -> None:
     server = coordinator(tmp_path, Key.from_seed(0))
-    released, _ = server._release(zeros(server), 1, num_users=7)
+    released, _ = server._release(zeros(server), 1, num_users=7, absences="")
     assert released.divisor == 50.0
     server.close()
 
 
 def test_without_a_plan_there_is_no_ledger_and_the_mean_is_over_those_who_came(tmp_path: Path) -> None:
     server = coordinator(tmp_path, Key.from_seed(0), plan=None)
-    released, digest = server._release(zeros(server), 1, num_users=7)
+    released, digest = server._release(zeros(server), 1, num_users=7, absences="")
     assert released.divisor == 7.0 and digest == "" and set(released.noise_std.values()) == {0.0}
     server.begin(1)
     assert not (tmp_path / "ledger.jsonl").exists()

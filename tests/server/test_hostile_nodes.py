@@ -100,7 +100,13 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
 }
 
 
-def run(config_file: Path, out: Path, attack: Attack | None, nodes: tuple[int, ...] = (1,)) -> None:
+def run(
+    config_file: Path,
+    out: Path,
+    attack: Attack | None,
+    nodes: tuple[int, ...] = (1,),
+    settings: tuple[str, ...] = (),
+) -> None:
     """Run with some nodes that attack in every training round after the first."""
     app = ClientApp()
 
@@ -114,7 +120,7 @@ def run(config_file: Path, out: Path, attack: Attack | None, nodes: tuple[int, .
     def evaluate(message: Message, context: Context) -> Message:
         return honest_evaluate(message, context)
 
-    config = load(config_file)
+    config = load(config_file, settings)
     run_config = {"config-json": config.to_json(), "out": str(out), "simulation": True}
     run_in_process(server_app, app, run_config, config.federated.num_nodes)
 
@@ -164,15 +170,31 @@ def test_divisor_does_not_depend_on_who_dropped_out(private_config_file: Path, t
     assert divisors == [100.0] * 4, "neither the 80 users nor those who answered"
 
 
-def test_noise_is_not_shared_with_a_run_in_which_a_node_dropped_out(private_config_file: Path, tmp_path: Path) -> None:
+def crash_in_round_two(request: Message, reply: Message) -> Message:
+    if reply.content["report"]["round"] == 2:
+        raise RuntimeError("this node is on fire, for now")
+    return reply
+
+
+@pytest.mark.parametrize("attack", [crash, crash_in_round_two])
+@pytest.mark.parametrize("trust", ["central", "local"])
+def test_noise_is_not_shared_with_a_run_in_which_a_node_dropped_out(
+    private_config_file: Path, tmp_path: Path, attack: Attack, trust: str
+) -> None:
+    """A node that was away once has changed all later parameters, so all later sums: they need other noise."""
+    from client import app as nodes
     from fedrec.federated import coordinator
 
-    keys: dict[str, list[object]] = {"whole": [], "dropped": []}
-    original = coordinator.release
-    for name, attack in (("whole", None), ("dropped", crash)):
+    owner, name, place = (coordinator, "release", 3) if trust == "central" else (nodes, "add_noise_to_users", 4)
+    keys: dict[str, list[object]] = {}
+    original = getattr(owner, name)
+    for run_name, what in (("whole", None), ("dropped", attack)):
+        found = keys.setdefault(run_name, [])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(coordinator, "release", lambda *a, name=name: (keys[name].append(a[3]), original(*a))[1])
-            run(private_config_file, tmp_path / name, attack)
-    assert keys["whole"][0] == keys["dropped"][0], "both nodes answered in round 1"
-    for number in (1, 2, 3):
-        assert keys["whole"][number] != keys["dropped"][number]
+            patch.setattr(owner, name, lambda *a, found=found: (found.append((a[2], a[place])), original(*a))[1])
+            run(private_config_file, tmp_path / run_name, what, settings=(f"privacy.trust_model={trust}",))
+    by_round = {run_name: {number: key for number, key in found} for run_name, found in keys.items()}
+    first_changed = 2 if trust == "central" else 3
+    for number in range(1, 5):
+        shared = by_round["whole"][number] == by_round["dropped"][number]
+        assert shared == (number < first_changed), f"round {number}"

@@ -22,7 +22,8 @@ def ask(config_file: Path, out: Path, change: Callable[[dict[str, object]], None
     """Send one message of a changed order to node 0 and return the reason of its refusal, "" if it answered."""
     config = load(config_file)
     plan = assemble.plan_of(config)
-    order: dict[str, object] = {"round": 1, "run-id": "run", "plan": "" if plan is None else plan.digest()}
+    digest = "" if plan is None else plan.digest()
+    order: dict[str, object] = {"round": 1, "run-id": assemble.run_id(config), "plan": digest}
     change(order)
     data = assemble.dataset(config.to_json())
     shared = assemble.model_of(config).init(data.catalogue, assemble.run_key(config)).shared
@@ -48,6 +49,12 @@ def test_plan_that_is_not_the_nodes_own_is_refused(private_config_file: Path, tm
     reason = ask(private_config_file, tmp_path, lambda order: order.update(plan="0" * 64))
     assert "this node's own is" in reason
     assert "announced plan ''" in ask(private_config_file, tmp_path, lambda order: order.update(plan=""))
+
+
+def test_run_that_is_not_the_nodes_own_is_refused(private_config_file: Path, tmp_path: Path) -> None:
+    """What was spent is kept by run: under one name, a server could ask for the answers of many configs."""
+    reason = ask(private_config_file, tmp_path, lambda order: order.update({"run-id": "another"}))
+    assert "announced run 'another', this node's config is run" in reason
 
 
 def test_round_beyond_the_plan_is_refused(private_config_file: Path, tmp_path: Path) -> None:

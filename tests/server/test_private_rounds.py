@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 import client.app
 from client.app import app as client_app
 from fedrec import assemble
 from fedrec.config import Config, load
+from fedrec.errors import PrivacyError
 from fedrec.federated.cohort import draw_cohort
 from fedrec.flower.local_grid import LocalGrid, run_in_process
 from fedrec.run_folder import RunFolder
@@ -120,3 +121,71 @@ def test_noise_is_shared_by_runs_whose_sums_are_the_same_and_by_no_others(
     fewer.write_text("\n".join(data_file.read_text().splitlines()[:-1]) + "\n")
     found.append(key(f"data.path={fewer}"))
     assert len({str(one) for one in [same, *found]}) == len(found) + 1
+
+
+def test_runs_that_differ_draw_their_own_cohorts_and_runtime_changes_nothing(private_config_file: Path) -> None:
+    """Several published runs spend the sum of what each spends only if their coins are independent."""
+
+    def cohort(*settings: str) -> list[int]:
+        config = load(private_config_file, ["privacy.sampling_probability=0.5", *settings])
+        keys = assemble.node_data(config.to_json(), 0, 1).user_keys
+        return draw_cohort(keys, 0.5, assemble.draws_key(config).fold("round", 1)).tolist()
+
+    same = cohort()
+    assert cohort("runtime.micro_batch=7") == cohort("federated.num_nodes=3") == same
+    others = [cohort(setting) for setting in ("model.dim=4", "privacy.target_epsilon=4", "runtime.seed=1")]
+    assert all(0.3 < len(set(same) & set(other)) / len(same) < 0.7 for other in others), "half, as by chance"
+
+
+def test_a_user_stays_on_the_same_node_whoever_else_is_there(private_config_file: Path, data_file: Path) -> None:
+    """One more user or interaction changes one node, so that what nodes promise holds for all of them at once."""
+    fewer = private_config_file.parent / "fewer.csv"
+    lines = data_file.read_text().splitlines()
+    fewer.write_text("\n".join([lines[0], *(line for line in lines[1:] if not line.startswith("u000,"))]) + "\n")
+
+    def users(node: int, *settings: str) -> set[str]:
+        config = load(private_config_file, settings)
+        return set(assemble.node_data(config.to_json(), node, 3).split.train.user_ids.ids.tolist())
+
+    whole, rest = ([users(node, *settings) for node in range(3)] for settings in ((), (f"data.path={fewer}",)))
+    assert set().union(*whole) - set().union(*rest) == {"u000"}
+    assert [nodes - {"u000"} for nodes in whole] == rest
+    assert sum(len(nodes) for nodes in whole) == 80 and all(10 < len(nodes) < 45 for nodes in whole)
+
+
+def test_node_that_lost_what_it_made_of_earlier_rounds_counts_another_answer(
+    private_config_file: Path, tmp_path: Path
+) -> None:
+    """With an older state the answer to the same round is another one: it spends, and the plan has no room for it."""
+    text = private_config_file.read_text().replace('name = "als"\ndim = 8\nrecency_weight = 5', 'name = "two_tower"')
+    private_config_file.write_text(text + 'unit = "interaction"\nsampling_probability = 0.2\n')
+    config = load(private_config_file, ["federated.local_steps=2", "federated.num_nodes=1"])
+    state, refused = tmp_path / "run" / "nodes" / "0" / "private_state.safetensors", []
+    app, kept = ClientApp(), dict[int, bytes]()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        number = int(str(message.content["order"]["round"]))
+        reply = client.app.train(message, context)
+        kept[number] = state.read_bytes()
+        if number == 4:
+            again = client.app.train(message, context)
+            assert values(again) == values(reply), "the answer that was kept"
+            for old in (1, 2):
+                state.write_bytes(kept[old])
+                with pytest.raises(PrivacyError, match="would raise what all runs spent here"):
+                    client.app.train(message, context)
+                refused.append(old)
+            state.write_bytes(kept[4])
+        return reply
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return client.app.evaluate(message, context)
+
+    run(config, tmp_path / "run", app)
+    assert refused == [1, 2]
+
+
+def values(reply: Message) -> dict[str, bytes]:
+    return {name: array.data for name, array in reply.content["values"].items()}
