@@ -36,7 +36,7 @@ CLAIMS = {
         "add-or-remove one user",
         1.0,
         "the server is trusted with each node's sum of clipped contributions",
-        "Everything outside a user's own device",
+        "Everything that leaves the server",
         "",
     ),
     ("user", "local"): Claim(

@@ -18,9 +18,16 @@ def statement(plan: PrivacyPlan) -> str:
         f"{plan.claim.covers} is (epsilon = {round_up(plan.epsilon)}, delta = {plan.delta:g})"
         f"-differentially private (unit: {plan.unit}, adjacency: {plan.neighboring_relation}, trust model: "
         f"{plan.trust_model}, accountant: {plan.accountant}), excluding hyper-parameter selection; "
-        f"{limit}the list of items is taken as public; metrics and diagnostics logged by a simulation are not covered, "
-        "and its noise holds only against those who do not know its seed."
+        f"{limit}{_warning(plan)}the list of items and the evaluation split are taken as given; metrics and diagnostics "
+        "logged by a simulation are not covered, and its noise hides nothing from who knows or guesses its seed."
     )
+
+
+def _warning(plan: PrivacyPlan) -> str:
+    """Return what must be said of a delta that is too large, or ""."""
+    if plan.delta <= 1 / plan.population_size:
+        return ""
+    return f"delta is above 1 / population_size, which allows publishing one {plan.unit}'s data outright; "
 
 
 def describe(plan: PrivacyPlan) -> str:
