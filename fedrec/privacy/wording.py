@@ -18,8 +18,9 @@ def statement(plan: PrivacyPlan) -> str:
         f"{plan.claim.covers} is (epsilon = {round_up(plan.epsilon)}, delta = {plan.delta:g})"
         f"-differentially private (unit: {plan.unit}, adjacency: {plan.neighboring_relation}, trust model: "
         f"{plan.trust_model}, accountant: {plan.accountant}), excluding hyper-parameter selection; "
-        f"{limit}{_warning(plan)}the list of items and the evaluation split are taken as given; metrics and diagnostics "
-        "logged by a simulation are not covered, and its noise hides nothing from who knows or guesses its seed."
+        f"{limit}{_warning(plan)}the list of items and the evaluation split are taken as given; metrics and "
+        "diagnostics logged by a simulation are not covered, and its noise hides nothing from who knows or guesses its "
+        "seed."
     )
 
 
