@@ -8,24 +8,23 @@ What an answer spends is its round's `steps_per_round` releases of `plan.event_f
 intended, sent or not. Of a round that is asked for again, with the same parameters (with others: refused):
 
     the same answer, bit for bit    nothing: in a simulation, or where a node sends again what it kept
-    local trust                     all of it: the answer has noise of its own
-    distributed trust               all of it: whether the server could unmask a sum, a node does not know
-    central trust                   nothing, within limits; else all of it
+    any other answer                all of it, whatever the trust model
 
-Under central trust a release spends, not an answer, and a node does not see which answers led to one. A server that
-keeps its own ledger asks again only where it published nothing: the new answer takes the place of the one before. Two
-limits bound what one that lost or forgot its ledger can get. No answer takes the place of one whose round the run has
-left: later parameters are made from its release. And only `MAX_REPLACED` answers under one plan do, in all its runs;
-after that each one spends. So at most `MAX_REPLACED` releases of a plan can be published and not counted.
+Under central and distributed trust a release spends, not an answer, but a node does not see which answers led to one: a
+server that forgot its own ledger, or lies, may release each. So a node that keeps no answer pays for every retry, and
+such a plan is used up before its last round.
 
 A tally may reach `max_epsilon` at the smallest delta of its plans: what is (epsilon, delta)-private there is so at all
-their deltas. By default this is the largest epsilon of one plan in it: whatever servers start anew, a node spends one
-plan's worth in its life. Spend that is part of a single plan, release by release, is within without any arithmetic.
-Plans are taken as chosen without looking at releases; for Gaussian releases of all users the bound holds even if they
-are (Smith & Thakurta, Fully Adaptive Composition for Gaussian Differential Privacy, 2022).
+their deltas. By default this is the epsilon of the first plan in it, and a later, larger plan is refused. So without a
+`max_epsilon` a node spends at most one plan's worth of each claim (tally), that of the first plan, whatever servers
+start anew; how large it is, the server that came first decided. Spend that is part of the first plan, release by
+release, is within without any arithmetic, unless a later plan has a smaller delta. A run without a plan is not refused:
+nothing is claimed for it, and nothing here bounds what it tells. Plans are taken as chosen without looking at releases;
+for Gaussian releases of all users the bound holds even if they are (Smith & Thakurta, Fully Adaptive Composition for
+Gaussian Differential Privacy, 2022).
 
 Opening reads all records again: 10,000 of them (3 MB) take 0.1 s. An answer waits for one `fsync`; one that is not part
-of a single plan composes all spend anew.
+of the first plan composes all spend anew.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ from fedrec.privacy.ledger import Mechanism, counts, epsilon_of
 from fedrec.privacy.plan import PrivacyPlan
 
 ADVICE = "this node takes no part: restore its ledger from a backup, without it nobody knows what was spent"
-MAX_REPLACED = 3
 _HEADER = {"kind": "node ledger", "version": 1}
 
 
@@ -77,7 +75,6 @@ class _Run:
 
     plan: str
     rounds: dict[int, tuple[str, int]] = field(default_factory=dict)
-    last_round: int = 0
 
 
 class NodeLedger:
@@ -87,7 +84,7 @@ class NodeLedger:
 
     Args:
         path: the file; made with the first round under a plan.
-        max_epsilon: what each tally may reach; None for the largest epsilon of one plan in it.
+        max_epsilon: what each tally may reach; None for the epsilon of the first plan in it.
 
     Raises:
         PrivacyError: where the file is damaged, in use elsewhere or of another version, or `max_epsilon` out of range.
@@ -98,11 +95,12 @@ class NodeLedger:
 
     def __init__(self, path: Path, max_epsilon: float | None = None) -> None:
         if max_epsilon is not None and not max_epsilon > 0:
-            raise PrivacyError(f"max_epsilon={max_epsilon} is not positive; leave it out to spend at most one plan")
+            raise PrivacyError(
+                f"max_epsilon={max_epsilon} is not positive; leave it out to spend at most the first plan"
+            )
         self._path, self._max_epsilon = Path(path), max_epsilon
         self._plans: dict[str, PrivacyPlan] = {}
         self._runs: dict[str, _Run] = {}
-        self._replaced: Counter[str] = Counter()  # answers that took the place of others, by the digest of their plan
         self._spend: dict[Tally, Counter[Mechanism]] = {}
         self._chain = self._open() if self._path.exists() else None
 
@@ -130,11 +128,11 @@ class NodeLedger:
 
         Raises:
             PrivacyError: where the run has another plan or no such round, brings other parameters for a round that was
-                answered, or would spend more than this node allows; or the disk failed. Then nothing was recorded and
-                nothing may happen.
+                answered, or its plan is larger, or it would spend more, than this node allows; or the disk failed. Then
+                nothing was recorded and nothing may happen.
 
         Privacy:
-            Spends the round once, and again for an answer that may lead to another release; see the top of the file.
+            Spends the round once, and again for each answer that is not `repeatable`; see the top of the file.
         """
         if not 1 <= round <= max_rounds:
             raise self._refusal(f"run {run_id} asks for round {round}, its plan allows {max_rounds} rounds")
@@ -153,10 +151,8 @@ class NodeLedger:
             )
         if answers and repeatable:
             return answers
-        spends = not answers or not self._replaces(run, plan, round)
-        if spends:
-            self._check_total(plan, event.spend[:2], f"round {round} of run {run_id}")
-        record = {"kind": "answer", "run": run_id, "round": round, "attempt": answers + 1, "spends": spends}
+        self._check_total(plan, event.spend[:2], f"round {round} of run {run_id}")
+        record = {"kind": "answer", "run": run_id, "round": round, "attempt": answers + 1}
         record |= {"plan": run.plan, "shared": asked}
         if run.plan not in self._plans:
             record["pinned"] = plan.to_dict()
@@ -229,47 +225,43 @@ class NodeLedger:
     def _plans_of(self, tally: Tally) -> list[PrivacyPlan]:
         return [plan for plan in self._plans.values() if Tally.of(plan) == tally]
 
-    def _replaces(self, run: _Run, plan: PrivacyPlan, round: int) -> bool:
-        """Return whether a further answer takes the place of the one before; see the top of the file."""
-        left = MAX_REPLACED - self._replaced[run.plan]
-        return plan.trust_model == "central" and round == run.last_round and left > 0
-
     def _check_total(self, plan: PrivacyPlan, mechanism: Mechanism, what: str) -> None:
         """Raise where a round more would take the plan's tally above what this node allows."""
-        tally, limit = Tally.of(plan), self._max_epsilon
+        tally = Tally.of(plan)
         plans = [*self._plans_of(tally), plan]
-        delta = min(one.delta for one in plans)
+        first, delta = plans[0], min(one.delta for one in plans)
         spend = self._spend.get(tally, Counter()) + Counter({mechanism: plan.steps_per_round})
-        for one in plans:
-            if one.delta == delta and spend <= counts(one.events) and (limit is None or one.epsilon <= limit):
-                return
-        limit = max(one.epsilon for one in plans) if limit is None else limit
+        part_of = [one for one in plans if one.delta == delta and spend <= counts(one.events)]
+        if self._max_epsilon is None and plan == first and first in part_of:
+            return
+        limit = first.epsilon if self._max_epsilon is None else self._max_epsilon
+        whose = "that of the first plan here" if self._max_epsilon is None else "this node's max_epsilon"
+        allowed = f"allowed is {limit:.6g}, {whose}: whoever owns the data may set a higher max_epsilon"
+        if self._max_epsilon is None and plan.epsilon > limit:
+            raise self._refusal(f"{what} is of a plan of epsilon {plan.epsilon:.6g} ({', '.join(tally)}); {allowed}")
+        if any(one.epsilon <= limit for one in part_of):
+            return
         epsilon = epsilon_of(spend, delta)
         if epsilon > limit or math.isinf(epsilon):
-            whose = "the largest of one plan in it" if self._max_epsilon is None else "this node's max_epsilon"
             raise self._refusal(
                 f"{what} would raise what all runs spent here ({', '.join(tally)}) to epsilon {epsilon:.6g} at delta "
-                f"{delta:g}; allowed is {limit:.6g}, {whose}: whoever owns the data may set a higher max_epsilon"
+                f"{delta:g}; {allowed}"
             )
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         """Take in a record, written now or read again."""
-        digest, round, spends = str(record["plan"]), int(record["round"]), bool(record["spends"])
+        digest, round = str(record["plan"]), int(record["round"])
         if "pinned" in record:
             self._plans[digest] = PrivacyPlan.from_dict(record["pinned"])
         plan = self._plans[digest]
         event = plan.event_for_round(round)
         run = self._runs.setdefault(str(record["run"]), _Run(digest))
         known, answers = run.rounds.get(round, (record["shared"], 0))
-        found = (record["kind"], digest, record["shared"], record["attempt"], spends or bool(answers))
-        if found != ("answer", run.plan, known, answers + 1, True):
+        found = (record["kind"], digest, record["shared"], record["attempt"])
+        if found != ("answer", run.plan, known, answers + 1):
             raise ValueError("it does not follow from the lines before")
         run.rounds[round] = (known, answers + 1)
-        run.last_round = max(run.last_round, round)
-        if spends:
-            self._spend.setdefault(Tally.of(plan), Counter())[event.spend[:2]] += plan.steps_per_round
-        else:
-            self._replaced[digest] += 1
+        self._spend.setdefault(Tally.of(plan), Counter())[event.spend[:2]] += plan.steps_per_round
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

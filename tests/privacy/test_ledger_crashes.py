@@ -25,7 +25,7 @@ from fedrec.errors import PrivacyError
 from fedrec.privacy import chained_file
 from fedrec.privacy.chained_file import ChainedFile
 from fedrec.privacy.ledger import Ledger
-from fedrec.privacy.node_ledger import MAX_REPLACED, NodeLedger, Tally
+from fedrec.privacy.node_ledger import NodeLedger, Tally
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from tests.fake_disk import Crash, Disk
 
@@ -96,7 +96,7 @@ class ServerSubject:
 
 
 class NodeSubject:
-    """What is done: (run, round, whether it spends), in order."""
+    """What is done: (run, round) of each answer that spends, in order."""
 
     plans = {"a": CENTRAL, "b": CENTRAL, "c": LOCAL, "d": BY_EXAMPLE}  # noqa: RUF012
     rounds = (1, 2, 899)
@@ -107,10 +107,7 @@ class NodeSubject:
 
     def step(self, done: Done, rng: Random) -> tuple[Call, Done]:
         run, number, repeatable = rng.choice("abcd"), rng.choice(self.rounds), rng.random() < 0.3
-        rounds = [n for r, n, _ in done if r == run]
-        again, replaced = number in rounds, sum(not spends for _, _, spends in done)  # only CENTRAL has any
-        free = again and self.plans[run] is CENTRAL and number == max(rounds) and replaced < MAX_REPLACED
-        after = done if again and repeatable else (*done, (run, number, not free))
+        after = done if repeatable and (run, number) in done else (*done, (run, number))
         shared = self.shared[number % 2]
         return lambda ledger: ledger.take_part(run, self.plans[run], number, shared, 900, repeatable), after
 
@@ -118,10 +115,10 @@ class NodeSubject:
         return ledger.spent(), [ledger.num_answers(run, number) for run in self.plans for number in self.rounds]
 
     def owes(self, done: Done) -> object:
-        spent = Counter(self.plans[run] for run, _, spends in done if spends)
+        spent = Counter(self.plans[run] for run, _ in done)
         return (
             {Tally.of(p): ((*p.events[0].spend[:2], n * p.steps_per_round),) for p, n in spent.items()},
-            [sum(entry[:2] == (run, number) for entry in done) for run in self.plans for number in self.rounds],
+            [done.count((run, number)) for run in self.plans for number in self.rounds],
         )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fedrec.errors import PrivacyError
 from fedrec.privacy import chained_file
-from fedrec.privacy.node_ledger import MAX_REPLACED, NodeLedger, Tally
+from fedrec.privacy.node_ledger import NodeLedger, Tally
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 
 PLAN = PrivacyPlan(
@@ -145,47 +145,31 @@ def test_same_answer_again_counts_once(path: Path, plan: PrivacyPlan) -> None:
         assert num_spent(ledger, plan) == 2 and path.stat().st_size == size
 
 
-def test_local_answers_count_each_whatever_they_repeat(path: Path) -> None:
+@pytest.mark.parametrize("plan", [PLAN, LOCAL], ids=["central", "local"])
+def test_each_answer_that_is_not_the_same_counts(path: Path, plan: PrivacyPlan) -> None:
     with NodeLedger(path) as ledger:
-        assert answer(ledger, 1, 1, 2, 1, plan=LOCAL) == [1, 2, 1, 3]
-        assert ledger.spent() == {Tally.of(LOCAL): ((4.0, 1.0, 4),)}
-        assert ledger.num_answers("run", 1) == 3
-
-
-def test_central_answer_takes_the_place_of_the_one_before(path: Path) -> None:
-    """The server closes an attempt that it never published; a run that crashed can still be finished."""
-    with NodeLedger(path) as ledger:
-        assert answer(ledger, 1, 2, 2, 2, 3, 4, 4, 5) == [1, 1, 2, 3, 1, 1, 2, 1]
-        assert ledger.epsilon_spent(Tally.of(PLAN)) == PLAN.epsilon
-    with NodeLedger(path) as ledger, pytest.raises(PrivacyError, match="would raise what all runs spent here"):
-        answer(ledger, 5)
-
-
-def test_central_answer_to_a_round_that_was_left_counts(path: Path) -> None:
-    with NodeLedger(path) as ledger:
-        answer(ledger, 1, 2, 1)
-        assert num_spent(ledger) == 3 and ledger.num_answers("run", 1) == 2
+        assert answer(ledger, 1, 1, 2, 1, plan=plan) == [1, 2, 1, 3]
+        assert answer(ledger, 1, 2, plan=plan, repeatable=True) == [3, 1]
+        assert num_spent(ledger, plan) == 4 and ledger.num_answers("run", 1) == 3
 
 
 @pytest.mark.parametrize("reopen", [False, True])
-@pytest.mark.parametrize("num_runs", [1, 3])
-def test_server_that_asks_over_and_over_gets_few_uncounted_answers(path: Path, reopen: bool, num_runs: int) -> None:
-    """Each answer might be published by a server that lost its ledger."""
-    plan, answers = replace(PLAN, events=(PrivacyEvent(2.0, 1.0, num_runs),)), 0
+def test_server_that_asks_over_and_over_gets_no_more_answers_than_the_plan_has(path: Path, reopen: bool) -> None:
+    """Each answer might be published, by a server that lost its ledger; its plans differ in nothing that counts."""
+    plan, answers = replace(PLAN, events=(PrivacyEvent(2.0, 1.0, 2),)), 0
     ledger = NodeLedger(path)
-    for run in range(num_runs):
-        try:
+    for population_size in range(100, 105):
+        with pytest.raises(PrivacyError, match="would raise what all runs spent here"):
             for _ in range(100):
-                answer(ledger, 1, run=f"run {run}", plan=plan)
+                like = replace(plan, population_size=population_size)
+                answer(ledger, 1, run=f"run {population_size}", plan=like)
                 answers += 1
                 if reopen:
                     ledger.close()
                     ledger = NodeLedger(path)
-        except PrivacyError as error:
-            assert "would raise what all runs spent here" in str(error)
     assert ledger.epsilon_spent(Tally.of(plan)) == plan.epsilon
     ledger.close()
-    assert answers == num_runs + MAX_REPLACED
+    assert answers == 2
 
 
 def test_server_that_starts_the_same_anew_gets_one_plan_in_all(path: Path) -> None:
@@ -193,7 +177,7 @@ def test_server_that_starts_the_same_anew_gets_one_plan_in_all(path: Path) -> No
         answer(ledger, 1, 2, 3, run="first")
         answer(ledger, 3, 4, run="second")
         for run in ("first", "second", "third"):
-            with pytest.raises(PrivacyError, match=r"to epsilon .* allowed is .* the largest of one plan in it"):
+            with pytest.raises(PrivacyError, match=r"to epsilon .* allowed is .* that of the first plan here"):
                 answer(ledger, 5, run=run)
         answer(ledger, 1, 2, run="first", repeatable=True)
         assert ledger.epsilon_spent(Tally.of(PLAN)) == PLAN.epsilon
@@ -208,17 +192,56 @@ def test_plan_without_any_privacy_is_not_spent_twice(path: Path) -> None:
             answer(ledger, 1, plan=plan)
 
 
-def test_larger_plan_leaves_room_for_what_it_adds_only(path: Path) -> None:
-    larger = replace(PLAN, events=(PrivacyEvent(1.0, 1.0, 1),))
+def test_later_larger_plan_is_refused_unless_the_owner_allows_it(path: Path) -> None:
+    first = replace(LOCAL, events=(PrivacyEvent(8.0, 1.0, 4),))
+    larger = replace(LOCAL, events=(PrivacyEvent(8.0, 1.0, 1000),))
     with NodeLedger(path) as ledger:
-        answer(ledger, 1, 2, 3, 4, 5)
-        with pytest.raises(PrivacyError, match="would raise"):
-            answer(ledger, 1, run="second", plan=larger)
-        much = replace(PLAN, events=(PrivacyEvent(0.9, 1.0, 1), PrivacyEvent(1.0, 1.0, 1)))
-        answer(ledger, 1, run="third", plan=much)
-        assert PLAN.epsilon < ledger.epsilon_spent(Tally.of(PLAN)) <= much.epsilon
-        with pytest.raises(PrivacyError, match="would raise"):
-            answer(ledger, 2, run="third", plan=much)
+        answer(ledger, 1, plan=first)
+        with pytest.raises(
+            PrivacyError, match=r"is of a plan of epsilon .* that of the first plan .* higher max_epsilon"
+        ):
+            answer(ledger, 1, run="larger", plan=larger)
+        answer(ledger, 1, run="other claim", plan=PLAN)
+    with NodeLedger(path, larger.epsilon) as ledger:
+        answer(ledger, 1, run="larger", plan=larger)
+    with NodeLedger(path) as ledger:
+        with pytest.raises(PrivacyError, match="that of the first plan here"):
+            answer(ledger, 2, run="larger", plan=larger)
+        answer(ledger, 2, 3, plan=first)
+        with pytest.raises(PrivacyError, match="would raise what all runs spent here"):
+            answer(ledger, 4, plan=first)
+        assert ledger.epsilon_spent(Tally.of(first)) == first.epsilon
+
+
+def test_later_smaller_plan_gets_what_the_first_left_and_makes_it_no_larger(path: Path) -> None:
+    smaller = replace(PLAN, events=(PrivacyEvent(6.0, 1.0, 3),))
+    with NodeLedger(path) as ledger:
+        answer(ledger, 1, 2, 3, 4)
+        answer(ledger, 1, run="smaller", plan=smaller)
+        assert ledger.epsilon_spent(Tally.of(PLAN)) < PLAN.epsilon
+        answer(ledger, 2, 3, run="smaller", plan=smaller)
+        with pytest.raises(PrivacyError, match="would raise what all runs spent here"):
+            answer(ledger, 5)
+        assert ledger.epsilon_spent(Tally.of(PLAN)) <= PLAN.epsilon
+
+
+def test_smaller_delta_of_a_later_plan_counts_for_the_first_one_too(path: Path) -> None:
+    """Spend that is part of the first plan is within at the first plan's delta, not at every other."""
+    strict = replace(PLAN, delta=1e-9, events=(PrivacyEvent(20.0, 1.0, 1),))
+    with NodeLedger(path) as ledger:
+        answer(ledger, 1)
+        answer(ledger, 1, run="strict", plan=strict)
+        with pytest.raises(PrivacyError, match="at delta 1e-09; allowed is"):
+            answer(ledger, 2, 3, 4, 5)
+        assert ledger.epsilon_spent(Tally.of(PLAN)) <= PLAN.epsilon
+
+
+def test_plan_without_privacy_that_came_first_allows_itself_only(path: Path) -> None:
+    plan = replace(LOCAL, events=(PrivacyEvent(1e-160, 1.0, 1), PrivacyEvent(4.0, 1.0, 1)))
+    with NodeLedger(path) as ledger:
+        answer(ledger, 1, 2, plan=plan)
+        with pytest.raises(PrivacyError, match="to epsilon inf"):
+            answer(ledger, 1, run="second", plan=LOCAL)
 
 
 def test_owner_may_allow_more_or_less(path: Path) -> None:
@@ -295,13 +318,12 @@ def test_well_chained_nonsense_is_damage(path: Path) -> None:
         "run": "run",
         "round": 2,
         "attempt": 1,
-        "spends": True,
         "plan": PLAN.digest(),
         "shared": "aa",
     }
     before = path.read_bytes()
     for change in (
-        {"kind": "other"}, {"plan": "unknown"}, {"plan": PLAN.digest(), "round": 6}, {"attempt": 2}, {"spends": False},
+        {"kind": "other"}, {"plan": "unknown"}, {"plan": PLAN.digest(), "round": 6}, {"attempt": 2},
         {"round": 1}, {"round": 1, "attempt": 2}, {"round": None}, {"pinned": {"events": []}},
         {"plan": LOCAL.digest(), "pinned": LOCAL.to_dict()},
     ):  # fmt: skip
