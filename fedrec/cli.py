@@ -343,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
         _say(f"error: {' '.join(str(error).split())}")
         code = 2
     except click.ClickException as error:
-        if message := " ".join(error.format_message().split()):  # none where the help was shown
+        if message := " ".join(error.format_message().split()).rstrip("."):  # none where the help was shown
             _say(f"error: {message}; see fedrec --help")
         code = 2
     except (KeyboardInterrupt, click.Abort):
