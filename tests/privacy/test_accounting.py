@@ -229,6 +229,45 @@ def test_rdp_is_an_upper_bound_on_request_only() -> None:
     assert tight.epsilon < rdp.epsilon < 1.3 * tight.epsilon
 
 
+@pytest.mark.parametrize(
+    ("noise", "probability", "count", "delta"),
+    [(18.5, 5.2e-9, 10**15, 9.8e-5), (1.0, 1e-6, 10**11, 1e-3), (3.0, 1e-5, 10**9, 1e-6), (50.0, 1e-7, 10**13, 1e-3)],
+)
+def test_rounding_that_counts_in_every_round_is_on_the_safe_side(
+    noise: float, probability: float, count: int, delta: float
+) -> None:
+    """So many rounds are one Gaussian, with mu = q sqrt(count (exp(1 / z^2) - 1)) (Bu et al. 2020)."""
+    truth = accounting.exact_epsilon(probability * math.sqrt(count * math.expm1(noise**-2)), delta)
+    for accountant in ("auto", "rdp"):
+        assert 0 < truth * (1 - 1e-4) <= epsilon([(noise, probability, count)], delta, accountant)
+
+
+@pytest.mark.parametrize(
+    ("noise", "probability"), [(0.37, 8.6e-4), (0.32, 1.5e-5), (18.5, 5.2e-9), (1359.0, 1.2e-11), (542.8, 0.913)]
+)
+def test_renyi_curve_is_never_below_the_one_of_forty_digits(noise: float, probability: float) -> None:
+    found = dict(zip(composition.RDP_ORDERS, composition._rdp_curve(noise, probability), strict=True))
+    with mp.workdps(40):
+        q, z = mpf(probability), mpf(noise)
+        for order in (1.2, 1.5, 2.5, 2.0, 3.0, 63.0, 256.0, 1024.0):
+            a, k = mpf(order), int(order)
+            if order == k:
+                terms = [
+                    mp.binomial(k, i) * q**i * (1 - q) ** (k - i) * mp.expm1(i * (i - 1) / (2 * z**2))
+                    for i in range(k + 1)
+                ]
+                moment = mp.fsum(terms)
+            else:
+                ends = [z * (i - 14) + a * mpf(i) / 28 for i in range(29)]
+                moment = mp.quad(
+                    lambda x, a=a: mp.npdf(x, 0, z) * ((1 - q + q * mp.exp((2 * x - 1) / (2 * z**2))) ** a - 1),
+                    ends,
+                    maxdegree=4,
+                )
+            truth = mp.log1p(moment) / (a - 1)
+            assert truth <= found[order] <= truth * (1 + mpf(1e-10)) + 2 * composition.SERIES_ERROR / (a - 1)
+
+
 def test_accountant_names_say_who_vouches() -> None:
     assert account([(1.0, 1.0, 3), (2.0, 1.0, 1)], 1e-5).accountant == "gaussian-exact"
     assert account([(1.0, 1.0, 3), (2.0, 0.5, 1)], 1e-5).accountant == "opacus-prv"
