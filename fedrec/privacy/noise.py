@@ -51,8 +51,9 @@ def noisy_for_users(total: Tensor, std: float, key: Key, user_keys: np.ndarray) 
     """Add noise of its own for every user behind a sum: the same as adding it to each user's vector first.
 
     A simulation draws from Philox with a 128-bit key a user: for so many normals, Opacus' generator takes 1.4 times as
-    long. A deployment draws the sum of all users' independent real-valued Gaussians at once, a Gaussian itself: between
-    two of them nothing may be rounded.
+    long. Every draw is rounded to the grid, so that sums are exact, and how users are spread over nodes changes no bit.
+    A deployment draws the sum of all users' independent real-valued Gaussians at once, a Gaussian itself: between two
+    of them nothing may be rounded.
 
     Args:
         total: (...) float64 sum over the users, on the CPU; left as it is.
@@ -71,11 +72,12 @@ def noisy_for_users(total: Tensor, std: float, key: Key, user_keys: np.ndarray) 
     if key.from_system:
         users = hashlib.blake2b(np.ascontiguousarray(user_keys).tobytes(), digest_size=32).hexdigest()
         return noisy(total, std * math.sqrt(len(user_keys)), key.fold(users))
-    total, draws = total.clone(), np.empty(tuple(total.shape))
+    total, draws, spacing = total.clone(), np.empty(tuple(total.shape)), grid_spacing(std, GRID_BITS)
     for user in user_keys.tolist():
         key.fold(user).numpy_generator().standard_normal(out=draws)
-        total.add_(torch.from_numpy(draws), alpha=std)
-    return _round_to_grid(total, std)
+        np.rint(draws * (std / spacing), out=draws)
+        total.add_(torch.from_numpy(draws), alpha=spacing)
+    return total
 
 
 def _add_opacus_noise(total: Tensor, std: float, key: Key) -> Tensor:
