@@ -165,8 +165,10 @@ class _Node:
 
     def take_part(self, plan: PrivacyPlan | None, repeatable: bool) -> None:
         """Record that this node answers the round, or refuse; see `NodeLedger.take_part`."""
+        absences = torch.tensor(list(self._absences.encode()), dtype=torch.uint8)  # noise follows from them, too
+        asked = {**self.shared, "absences": absences}
         with NodeLedger(self.store.folder / "ledger.jsonl", self.max_epsilon) as ledger:
-            ledger.take_part(self.run_id, plan, self.round, self.shared, self.config.federated.num_rounds, repeatable)
+            ledger.take_part(self.run_id, plan, self.round, asked, self.config.federated.num_rounds, repeatable)
 
     def check_plan(self, own_digest: str) -> None:
         """Refuse to take part under another plan than the one that follows from this node's own config."""

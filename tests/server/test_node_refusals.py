@@ -63,6 +63,13 @@ def test_round_beyond_the_plan_is_refused(private_config_file: Path, tmp_path: P
     assert "its plan allows 4" in ask(private_config_file, tmp_path, lambda order: order.update({"round": 5}))
 
 
+def test_round_asked_for_again_must_bring_the_same_absences(private_config_file: Path, tmp_path: Path) -> None:
+    """A simulation's noise follows from them: with others it would be another answer that does not count."""
+    for absences, reason in (("", ""), ("", ""), ("0" * 32, "again with other parameters")):
+        found = ask(private_config_file, tmp_path, lambda order, a=absences: order.update(absences=a))  # type: ignore[misc]
+        assert reason in found and bool(reason) == bool(found)
+
+
 def test_node_does_not_look_at_how_many_users_it_has(private_config_file: Path, tmp_path: Path) -> None:
     """A refusal that one user's presence decides would move the sum by all others; public numbers decide instead."""
     text = private_config_file.read_text()
