@@ -122,7 +122,7 @@ def check(config: Config) -> None:
     """
     device_of(config)
     plan = plan_of(config)
-    if plan is not None and plan.delta > 1 / plan.population_size:
+    if plan is not None and plan.delta_is_large:
         _LOG.warning(
             "delta %g is above 1 / population_size = %g: it would allow publishing one user's data outright; "
             "choose a smaller privacy.target_delta",

@@ -102,7 +102,7 @@ class Key:
     def numpy_generator(self) -> np.random.Generator:
         """Return a generator keyed with 128 bits of this key, for noise of simulations that is drawn for every user.
 
-        Its normals take 0.7 of the time of `noise_generator`'s, and there are users x coordinates of them in a round.
+        Its normals are drawn faster than `noise_generator`'s, and there are users x coordinates of them in a round.
         """
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.secret[:16], "little")))
 

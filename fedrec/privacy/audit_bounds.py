@@ -249,15 +249,7 @@ def two_gaussians_epsilon(means: tuple[float, float], stds: tuple[float, float],
     def too_small(epsilon: float) -> bool:
         return max(_delta(epsilon, shift, ratio), _delta(epsilon, -shift / ratio, 1 / ratio)) > delta
 
-    if not too_small(0.0):
-        return 0.0
-    low, high = 0.0, 1.0
-    while too_small(high):
-        low, high = high, 2 * high
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_small(middle) else (low, middle)
-    return high
+    return _largest(too_small, 0.0)
 
 
 def _delta(epsilon: float, mean: float, std: float) -> float:

@@ -130,7 +130,7 @@ def warnings(plan: PrivacyPlan) -> list[str]:
     Privacy:
         A mechanism that publishes all data of one user in N, drawn at random, is (0, 1 / N)-differentially private.
     """
-    if plan.delta <= 1 / plan.population_size:
+    if not plan.delta_is_large:
         return []
     return [
         f"delta={plan.delta:g} is above 1 / population_size = {1 / plan.population_size:.4g}; with such a delta one "

@@ -23,7 +23,7 @@ nothing is claimed for it, and nothing here bounds what it tells. Plans are take
 for Gaussian releases of all users the bound holds even if they are (Smith & Thakurta, Fully Adaptive Composition for
 Gaussian Differential Privacy, 2022).
 
-Opening reads all records again: 10,000 of them (3 MB) take 0.1 s. An answer waits for one `fsync`; one that is not part
+Opening reads all records again. An answer waits for one `fsync`; one that is not part
 of the first plan composes all spend anew.
 """
 

@@ -50,10 +50,10 @@ def noisy(total: Tensor, std: float, key: Key) -> Tensor:
 def noisy_for_users(total: Tensor, std: float, key: Key, user_keys: np.ndarray) -> Tensor:
     """Add noise of its own for every user behind a sum: the same as adding it to each user's vector first.
 
-    A simulation draws from Philox with a 128-bit key a user: for so many normals, Opacus' generator takes 1.4 times as
-    long. Every draw is rounded to the grid, so that sums are exact, and how users are spread over nodes changes no bit.
-    A deployment draws the sum of all users' independent real-valued Gaussians at once, a Gaussian itself: between two
-    of them nothing may be rounded.
+    A simulation draws from Philox with a 128-bit key a user, for speed: there are users x coordinates draws. Every draw
+    is rounded to the grid, so that sums are exact, and how users are spread over nodes changes no bit. A deployment
+    draws the sum of all users' independent real-valued Gaussians at once, a Gaussian itself: between two of them
+    nothing may be rounded.
 
     Args:
         total: (...) float64 sum over the users, on the CPU; left as it is.

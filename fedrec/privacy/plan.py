@@ -245,6 +245,11 @@ class PrivacyPlan:
             raise PrivacyError(f"the rounds of this plan have expected cohorts of {sizes}; use cohort_size_for_round")
         return sizes[0]
 
+    @property
+    def delta_is_large(self) -> bool:
+        """Return whether delta is above 1 / population_size: publishing one random unit's data would be allowed."""
+        return self.delta > 1 / self.population_size
+
     @cached_property
     def _spent(self) -> accounting.Spent:
         return accounting.account([event.spend for event in self.events], self.delta)

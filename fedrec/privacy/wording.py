@@ -26,7 +26,7 @@ def statement(plan: PrivacyPlan) -> str:
 
 def _warning(plan: PrivacyPlan) -> str:
     """Return what must be said of a delta that is too large, or ""."""
-    if plan.delta <= 1 / plan.population_size:
+    if not plan.delta_is_large:
         return ""
     return f"delta is above 1 / population_size, which allows publishing one {plan.unit}'s data outright; "
 
@@ -56,7 +56,7 @@ def describe(plan: PrivacyPlan) -> str:
         lines.append(
             f"sampling   the claim holds only if every {plan.unit} is drawn independently, by Poisson sampling"
         )
-    if plan.delta > 1 / plan.population_size:
+    if plan.delta_is_large:
         lines.append(
             f"WARNING    delta {plan.delta:g} is above 1 / population_size = {1 / plan.population_size:g}: it "
             f"would allow publishing one {plan.unit}'s data outright; choose a smaller delta"

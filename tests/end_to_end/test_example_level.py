@@ -16,7 +16,7 @@ from fedrec.privacy.ledger import Ledger
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.run_folder import RunFolder
 from tests.end_to_end.conftest import Outcome
-from tests.end_to_end.test_resume import Stop, contents, stop_at
+from tests.end_to_end.test_resume import check_stop_and_resume
 
 Fedrec = Callable[..., Outcome]
 
@@ -108,14 +108,7 @@ def test_stop_at_any_step_then_resume(
     call: int,
     before: bool,
 ) -> None:
-    assert fedrec("simulate", example_config, "--out", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, owner, name, call, before)
-        from fedrec.cli import main
-
-        main(["simulate", str(example_config), "--out", str(tmp_path / "stopped")])
-    assert fedrec("resume", tmp_path / "stopped").code == 0
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    check_stop_and_resume(fedrec, example_config, tmp_path, monkeypatch, (owner, name, call, before))
     whole, stopped = (RunFolder(tmp_path / name) for name in ("whole", "stopped"))
     assert stopped.result()["metrics"] == whole.result()["metrics"]
     diagnostics = [[line["diagnostics"] for line in folder.rounds()] for folder in (whole, stopped)]

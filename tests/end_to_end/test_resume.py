@@ -21,6 +21,25 @@ Fedrec = Callable[..., Outcome]
 FILES = ("server.safetensors", "ledger.jsonl")
 
 
+def check_stop_and_resume(
+    fedrec: Fedrec,
+    config: Path,
+    tmp_path: Path,
+    patch: pytest.MonkeyPatch,
+    stop: tuple[object, str, int, bool],
+) -> None:
+    """Fail unless a run that is stopped there and resumed leaves what an undisturbed one leaves."""
+    from fedrec.cli import main
+
+    assert fedrec("simulate", config, "--out", tmp_path / "whole").code == 0
+    with pytest.raises(Stop), patch.context() as stopping:
+        stop_at(stopping, *stop)
+        main(["simulate", str(config), "--out", str(tmp_path / "stopped")])
+    outcome = fedrec("resume", tmp_path / "stopped")
+    assert outcome.code == 0, outcome.err
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / "checkpoint" / name).read_bytes() for name in FILES}
 
@@ -72,15 +91,7 @@ def test_stop_at_any_step_then_resume(
     call: int,
     before: bool,
 ) -> None:
-    assert fedrec("simulate", private_config_file, "--out", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at(patch, owner, name, call, before)
-        from fedrec.cli import main
-
-        main(["simulate", str(private_config_file), "--out", str(tmp_path / "stopped")])
-    outcome = fedrec("resume", tmp_path / "stopped")
-    assert outcome.code == 0, outcome.err
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    check_stop_and_resume(fedrec, private_config_file, tmp_path, monkeypatch, (owner, name, call, before))
     rounds = RunFolder(tmp_path / "stopped").rounds()
     assert [line["round"] for line in rounds] == [1, 2, 3, 4] and all("metrics" in line for line in rounds)
     undisturbed = RunFolder(tmp_path / "whole").result()
