@@ -62,8 +62,8 @@ def record_to_tensors(
         record: what a peer sent.
         expected: name -> (dtype, shape): exactly these names must be there. A range in a shape holds all lengths that
             are allowed there; the array says which of them it has, and its header and bytes must agree.
-        copy: give the tensors memory of their own; else they look at the record's immutable bytes and must not be
-            written to.
+        copy: give the tensors memory of their own, aligned as torch aligns: matrix products round by where a matrix
+            lies; else they look at the record's immutable bytes and must not be written to.
 
     Returns:
         name -> tensor on the CPU, in the order of `expected`.
@@ -140,11 +140,10 @@ def _decode(array: Array, dtype: torch.dtype, offset: int, shape: tuple[int, ...
     view: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = np.ndarray(
         shape, NUMPY_DTYPES[dtype], buffer=array.data, offset=offset
     )
-    if copy:
-        return torch.from_numpy(view.copy())
     with warnings.catch_warnings():  # torch warns of read-only memory; so does the docstring
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(view)
+        tensor = torch.from_numpy(view)
+    return tensor.clone() if copy else tensor
 
 
 def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
