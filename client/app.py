@@ -79,11 +79,11 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
 def _train_by_example(node: _Node, plan: PrivacyPlan) -> tuple[NoisySum, CohortDiagnostics]:
     """Do the noisy steps of a round, or send again what was answered before."""
     from fedrec.federated.example_training import Answer, ExampleNode, answer_round
-    from fedrec.models.example_two_tower import ExampleTwoTower
+    from fedrec.models.example_mf import ExampleMatrixFactorization
 
     config, model = node.config, assemble.model_of(node.config)
-    if not isinstance(model, ExampleTwoTower):
-        raise ConfigError(f"model {config.model['name']!r} has no form that learns by example; use 'two_tower'")
+    if not isinstance(model, ExampleMatrixFactorization):
+        raise ConfigError(f"model {config.model['name']!r} has no form that learns by example; use 'mf'")
     last = Answer.from_tensors(node.store.load_state(), node.run_id)
     last_round = 0 if last is None else last.round
     key, noise_key = assemble.draws_key(config), node.noise_key

@@ -28,7 +28,7 @@ from fedrec.data.interactions import Interactions
 from fedrec.data.sources import load
 from fedrec.data.splits import split
 from fedrec.federated.example_training import Draws, ExampleNode
-from fedrec.models.example_two_tower import ExampleTwoTower, ExampleTwoTowerConfig
+from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.privacy.example_level import Mode, NoisySteps, Sample, rows, train
 from fedrec.randomness import Key, user_keys
 
@@ -111,7 +111,7 @@ def measure(data: str, threads: int = 1, repeats: int = 3, num_examples: int = E
 
 def measure_node(data: str, threads: int, repeats: int, node: Interactions, probability: float) -> Speeds:
     """Time a step on some interactions, each in the sample with this probability; see `measure`."""
-    model = ExampleTwoTower(ExampleTwoTowerConfig(dim=DIM, num_negatives=NUM_NEGATIVES))
+    model = ExampleMatrixFactorization(ExampleMatrixFactorizationConfig(dim=DIM, num_negatives=NUM_NEGATIVES))
     sample = Draws(model, ExampleNode(node, user_keys(node.user_ids.ids)), probability, KEY).sample(0)
     num_examples, num_rows = len(sample[0]), node.num_users + node.num_items
     touched, dense = 2 + NUM_NEGATIVES, num_rows
@@ -131,7 +131,7 @@ def measure_node(data: str, threads: int, repeats: int, node: Interactions, prob
     return Speeds(data, threads, num_examples, len(node) / node.num_users, tuple(measured))
 
 
-def _seconds(way: Way, model: ExampleTwoTower, node: Interactions, sample: Sample) -> float:
+def _seconds(way: Way, model: ExampleMatrixFactorization, node: Interactions, sample: Sample) -> float:
     """Return the time of one step, tables made beforehand."""
     generator = KEY.torch_generator()
     users, items = (

@@ -1,7 +1,7 @@
 """Scale: one round of each model on more and more users, with the growth of time and memory.
 
     python -m simulations.scale [--users 10000 30000 100000 300000 1000000] [--items 100000] [--dim 32]
-                                [--models als two_tower] [--threads 2] [--data DIR] [--out DIR] [--json]
+                                [--models als mf] [--threads 2] [--data DIR] [--out DIR] [--json]
 
 Data are synthetic, 100 interactions a user on average, popularity of items skewed. They lie in memory-mapped columnar
 files (item and time of every interaction), are written once in bounded memory, and are used again where they are there.
@@ -176,7 +176,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, nargs="+", default=list(USERS), help="numbers of users")
     parser.add_argument("--items", type=int, default=100_000, help="number of items, at least 400")
     parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
-    parser.add_argument("--models", nargs="+", default=["als", "two_tower"], help="names of the models")
+    parser.add_argument("--models", nargs="+", default=["als", "mf"], help="names of the models")
     parser.add_argument("--threads", type=int, default=2, help="threads of each round")
     parser.add_argument("--data", type=Path, default=Path("runs/scale/data"), help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of scale.json and scale.png")

@@ -3,7 +3,7 @@
     python -m simulations.taxes [ml-1m] [--threads 2] [--repeats 5]
 
     federation   federated ALS round (all users, sums, item update) / one centralised exact iteration of `implicit`
-    privacy      round with clipping and noise / the same round without, for two_tower and for bounded ALS
+    privacy      round with clipping and noise / the same round without, for mf and for bounded ALS
     runtime      round in the in-process Flower grid / the same round by the bare engine
 
 Both sides of a tax take turns in one process, on the same threads, after two rounds that do not count; a tax is the
@@ -136,10 +136,10 @@ def federation(work: Work, repeats: int) -> tuple[Tax, Tax]:
 
 
 def privacy(work: Work, repeats: int) -> tuple[Tax, Tax]:
-    """Measure the tax of clipping and noise for two_tower and for bounded ALS."""
+    """Measure the tax of clipping and noise for mf and for bounded ALS."""
     private = work.with_privacy()
     models = {
-        "two_tower": sgd_model(private, start="solve"),
+        "mf": sgd_model(private, start="solve"),
         "bounded ALS": build_model({"name": "als", "dim": ALS_DIM}, CLIPPING_NORM),
     }
     rounds = []

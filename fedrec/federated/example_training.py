@@ -23,7 +23,7 @@ from torch import Tensor
 from fedrec.data.interactions import Interactions
 from fedrec.errors import PrivacyError
 from fedrec.federated.cohort import CohortDiagnostics, draw_cohort
-from fedrec.models.example_two_tower import ExampleTwoTower
+from fedrec.models.example_mf import ExampleMatrixFactorization
 from fedrec.privacy.example_level import NoisySteps, Sample, rows, train
 from fedrec.privacy.mechanism import NoisySum
 from fedrec.privacy.plan import PrivacyPlan
@@ -87,7 +87,7 @@ class Answer:
 
 
 def answer_round(
-    model: ExampleTwoTower,
+    model: ExampleMatrixFactorization,
     shared: Mapping[str, Tensor],
     node: ExampleNode,
     plan: PrivacyPlan,
@@ -192,7 +192,7 @@ def _words(key: Key, numbers: np.ndarray) -> np.ndarray:
 class Draws:
     """The Poisson samples of a round, and the negatives of the examples in them."""
 
-    def __init__(self, model: ExampleTwoTower, node: ExampleNode, probability: float, key: Key) -> None:
+    def __init__(self, model: ExampleMatrixFactorization, node: ExampleNode, probability: float, key: Key) -> None:
         self._model, self._probability, self._key = model, probability, key
         self._interactions = node.interactions
         self._example_keys = example_keys(node.interactions, node.user_keys, key)

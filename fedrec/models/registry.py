@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,25 +13,36 @@ from fedrec.errors import ConfigError
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.bounded_als import BoundedAls, BoundedAlsConfig
 from fedrec.models.content import Content, ContentConfig
-from fedrec.models.example_two_tower import ExampleTwoTower, ExampleTwoTowerConfig
+from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
-from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
-_SETTINGS: dict[str, type[BaseModel]] = {
-    "als": AlsConfig,
-    "content": ContentConfig,
-    "item_knn": ItemKnnConfig,
-    "popularity": PopularityConfig,
-    "two_tower": TwoTowerConfig,
+
+@dataclass(frozen=True)
+class _Entry:
+    """A form of a model: the class of its settings, and how it is made of them and of the bound on a unit, if any."""
+
+    settings: type[BaseModel]
+    build: Callable[[Any, float | None], FederatedModel]
+
+
+_EXACT: dict[str, _Entry] = {
+    "als": _Entry(AlsConfig, lambda values, _: Als(values)),
+    "content": _Entry(ContentConfig, lambda values, _: Content(values)),
+    "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
+    "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
+    "popularity": _Entry(PopularityConfig, Popularity),
 }
-_PRIVATE_SETTINGS: dict[str, type[BaseModel]] = {
-    "als": BoundedAlsConfig,
-    "popularity": PopularityConfig,
-    "two_tower": TwoTowerConfig,
+_BOUNDED: dict[str, _Entry] = {
+    "als": _Entry(BoundedAlsConfig, lambda values, norm: BoundedAls(values, norm or 1.0)),
+    "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
+    "popularity": _Entry(PopularityConfig, Popularity),
 }
-_EXAMPLE_LEVEL_SETTINGS: dict[str, type[BaseModel]] = {"two_tower": ExampleTwoTowerConfig}
+_BY_EXAMPLE: dict[str, _Entry] = {
+    "mf": _Entry(ExampleMatrixFactorizationConfig, lambda values, _: ExampleMatrixFactorization(values)),
+}
 
 
 def settings_type(name: str, unit: str | None) -> type[BaseModel]:
@@ -43,17 +55,7 @@ def settings_type(name: str, unit: str | None) -> type[BaseModel]:
     Raises:
         ConfigError: for a name that is unknown, or that has no form with bounded users (or examples) under such a plan.
     """
-    known = {None: _SETTINGS, "interaction": _EXAMPLE_LEVEL_SETTINGS}.get(unit, _PRIVATE_SETTINGS)
-    if name in known:
-        return known[name]
-    if name in _SETTINGS:
-        raise ConfigError(
-            f"model.name={name!r} does not run under a privacy plan of unit {unit!r}; allowed are {', '.join(known)}: "
-            "choose one of them or leave [privacy] out"
-        )
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"
-    raise ConfigError(f"model.name={name!r} is unknown; {hint}")
+    return _entry(name, unit).settings
 
 
 def build_model(table: Mapping[str, Any], clipping_norm: float | None, unit: str = "user") -> FederatedModel:
@@ -64,21 +66,29 @@ def build_model(table: Mapping[str, Any], clipping_norm: float | None, unit: str
         clipping_norm: the plan's bound on a user's contribution, or on an example's gradient; None without privacy.
         unit: the plan's privacy unit.
     """
-    name = table["name"]
-    settings = settings_type(name, None if clipping_norm is None else unit)
-    values = settings.model_validate({key: value for key, value in table.items() if key != "name"})
-    if isinstance(values, BoundedAlsConfig) and clipping_norm is not None:
-        return BoundedAls(values, clipping_norm)
-    if isinstance(values, ExampleTwoTowerConfig):
-        return ExampleTwoTower(values)
-    if isinstance(values, TwoTowerConfig):
-        return TwoTower(values)
-    if isinstance(values, AlsConfig):
-        return Als(values)
-    if isinstance(values, PopularityConfig):
-        return Popularity(values, clipping_norm)
-    if isinstance(values, ItemKnnConfig):
-        return ItemKnn(values)
-    if isinstance(values, ContentConfig):
-        return Content(values)
-    raise ConfigError(f"model.name={name!r} has settings but no class; this is a fault of the library: report it")
+    entry = _entry(table["name"], None if clipping_norm is None else unit)
+    settings = {key: value for key, value in table.items() if key != "name"}
+    return entry.build(entry.settings.model_validate(settings), clipping_norm)
+
+
+def model_names(unit: str | None) -> tuple[str, ...]:
+    """Return the names of the models that run without privacy (None), or under a plan of a unit."""
+    return tuple(_entries(unit))
+
+
+def _entries(unit: str | None) -> dict[str, _Entry]:
+    return {None: _EXACT, "interaction": _BY_EXAMPLE}.get(unit, _BOUNDED)
+
+
+def _entry(name: str, unit: str | None) -> _Entry:
+    known = _entries(unit)
+    if name in known:
+        return known[name]
+    if name in _EXACT:
+        raise ConfigError(
+            f"model.name={name!r} does not run under a privacy plan of unit {unit!r}; allowed are {', '.join(known)}: "
+            "choose one of them or leave [privacy] out"
+        )
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(known)}"
+    raise ConfigError(f"model.name={name!r} is unknown; {hint}")

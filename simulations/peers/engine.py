@@ -68,9 +68,9 @@ class EngineRounds:
 
 
 def sgd_model(work: Work, **settings: Any) -> FederatedModel:
-    """Build `two_tower` with the settings of the work; further settings override them."""
+    """Build `mf` with the settings of the work; further settings override them."""
     table = {
-        "name": "two_tower",
+        "name": "mf",
         "dim": work.item_vectors.shape[1],
         "loss": "logistic",
         "start": "zero",
@@ -85,7 +85,7 @@ def sgd_model(work: Work, **settings: Any) -> FederatedModel:
 
 
 class EngineSgd(EngineRounds):
-    """`two_tower` at the same work. It draws its negatives inside the round; the others get theirs ready.
+    """`mf` at the same work. It draws its negatives inside the round; the others get theirs ready.
 
     It keeps no user state: each round starts from p_u = 0 where the others read and write 32 floats a user. The steps
     are the same; but the first batch of a user then moves no item (its gradient is a multiple of p_u).

@@ -10,7 +10,7 @@ from fedrec.config import Config, build
 NUM_USERS, NUM_ITEMS = 240, 160
 MODELS: dict[str, dict[str, Any]] = {
     "als": {"name": "als", "dim": 8, "regularization": 0.001},
-    "two_tower": {"name": "two_tower", "dim": 8},
+    "mf": {"name": "mf", "dim": 8},
     "popularity": {"name": "popularity"},
 }
 
@@ -33,7 +33,7 @@ def config(
             "target_epsilon": epsilon,
             "population_size": NUM_USERS,
             "sampling_probability": sampling,
-            "clipping_norm": 0.01 if model == "two_tower" else 1.0,
+            "clipping_norm": 0.01 if model == "mf" else 1.0,
         }
     return build(tables, "test")
 

@@ -102,7 +102,7 @@ def test_releases_of_a_large_epsilon_are_decoded() -> None:
     assert areas(target, "users")["releases", True] > 0.95
 
 
-@pytest.mark.parametrize("model", ["two_tower", "popularity"])
+@pytest.mark.parametrize("model", ["mf", "popularity"])
 def test_attacks_run_on_every_private_model_with_sampling(model: str) -> None:
     found = areas(subject(model, 8.0, sampling=0.5), "users")
     assert found.keys() >= {("final model", True), ("releases", True), ("node sums", True)}
@@ -126,12 +126,12 @@ def test_clear_update_of_one_user_gives_away_items_and_taste() -> None:
         assert clear.source == "clear update" and clear.num_users == 20
         assert clear.precision[0] == clear.recall[0] == 1.0
         assert clear.direction is None if model == "popularity" else clear.direction == pytest.approx(1.0, abs=1e-6)
-    clear = attack_items(subject("two_tower", 8.0), 20, 0.95, Key.from_seed(4))[0]
+    clear = attack_items(subject("mf", 8.0), 20, 0.95, Key.from_seed(4))[0]
     assert clear.precision[0] > 0.6 and clear.recall[0] > 0.6  # negatives are among the rows
     assert clear.direction is not None and clear.direction > 0.99
 
 
-@pytest.mark.parametrize("model", ["als", "two_tower", "popularity"])
+@pytest.mark.parametrize("model", ["als", "mf", "popularity"])
 def test_private_release_hides_the_items_and_a_nearly_clear_one_does_not(model: str) -> None:
     private = attack_items(subject(model, 0.5), 40, 0.95, Key.from_seed(5))[1]
     clear = attack_items(subject(model, 1e5), 40, 0.95, Key.from_seed(5))[1]

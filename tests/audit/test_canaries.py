@@ -42,7 +42,7 @@ def bounds(target: Subject, seed: int, users: int = 200) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("sampling, num_rounds", [(1.0, 2), (0.05, 20)])
-@pytest.mark.parametrize("model", ["als", "two_tower", "popularity"])
+@pytest.mark.parametrize("model", ["als", "mf", "popularity"])
 def test_correct_mechanism_is_not_refuted(model: str, sampling: float, num_rounds: int) -> None:
     target = subject(model, 1.0, sampling, num_rounds)
     assert target.plan is not None and 0.99 < target.plan.epsilon <= 1.0
@@ -60,7 +60,7 @@ def no_clipping(contributions: Mapping[str, ClippableBlock], clipping_norm: floa
     return torch.ones(len(next(iter(contributions.values())).finite()), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("model", ["als", "two_tower", "popularity"])
+@pytest.mark.parametrize("model", ["als", "mf", "popularity"])
 def test_missing_clipping_is_refuted(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clipping, "clip_scales", no_clipping)
     target = subject(model, 1.0)
@@ -96,7 +96,7 @@ def test_noise_forgotten_in_one_block_is_refuted_and_the_block_is_named(
 
 
 @pytest.mark.parametrize("num_rounds", [2, 20])
-@pytest.mark.parametrize("model", ["als", "two_tower", "popularity"])
+@pytest.mark.parametrize("model", ["als", "mf", "popularity"])
 def test_sampling_claimed_but_not_done_is_refuted(model: str, num_rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort, "draw_cohort", lambda user_keys, probability, key: np.arange(len(user_keys)))
     target = subject(model, 1.0, 0.05, num_rounds)
@@ -109,7 +109,7 @@ def test_norms_taken_before_duplicates_are_coalesced_are_refuted(monkeypatch: py
         return block.values.to(torch.float64).square().sum(dim=(1, 2))
 
     monkeypatch.setattr(RowSparse, "squared_norms", squared_norms)
-    target = subject("two_tower", 1.0)
+    target = subject("mf", 1.0)
     for seed in SEEDS:
         assert max(bounds(target, seed).values()) > 1.0, seed
 

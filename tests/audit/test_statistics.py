@@ -18,7 +18,7 @@ from fedrec.randomness import Key
 from tests.audit.subjects import subject
 
 
-@pytest.mark.parametrize("model, epsilon", [("als", None), ("als", 8.0), ("two_tower", 8.0), ("popularity", 1.0)])
+@pytest.mark.parametrize("model, epsilon", [("als", None), ("als", 8.0), ("mf", 8.0), ("popularity", 1.0)])
 def test_rows_are_what_nodes_of_one_user_send(model: str, epsilon: float | None) -> None:
     target = subject(model, epsilon)
     done = list(rounds(target, Key.from_seed(1)))[-1]

@@ -27,25 +27,25 @@ from tests.worlds import checkerboard, make, random_world
 pytestmark = pytest.mark.usefixtures("form")
 
 ALS = {"name": "als", "dim": 8}
-TWO_TOWER = {"name": "two_tower", "dim": 8, "local_learning_rate": 0.02, "num_negatives": 2, "negative_weight": 1.0}
+MF = {"name": "mf", "dim": 8, "local_learning_rate": 0.02, "num_negatives": 2, "negative_weight": 1.0}
 EXACT = {
     "als": (ALS, None),
     "als-recency": ({**ALS, "recency_weight": 20.0}, None),
     "item_knn": ({"name": "item_knn", "num_neighbors": 5, "shrinkage": 0.0}, None),
     "content": ({"name": "content"}, None),
     "popularity": ({"name": "popularity"}, None),
-    "two_tower": (TWO_TOWER, None),
+    "mf": (MF, None),
 }
 BOUNDED = {
     "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
     "bounded-als-small-norm": ({**ALS, "history_scale": 3.0}, 0.01),
     "bounded-popularity": ({"name": "popularity"}, 1.0),
-    "bounded-two_tower": (TWO_TOWER, 1.0),
-    "bounded-two_tower-small-norm": ({**TWO_TOWER, "loss": "logistic", "local_epochs": 2}, 0.01),
+    "bounded-mf": (MF, 1.0),
+    "bounded-mf-small-norm": ({**MF, "loss": "logistic", "local_epochs": 2}, 0.01),
 }
 ALL = EXACT | BOUNDED
 PERSONALISED = [name for name in ALL if "popularity" not in name]
-GRADIENT = [name for name in ALL if "two_tower" in name]
+GRADIENT = [name for name in ALL if "mf" in name]
 CLOSED_FORM = [name for name in PERSONALISED if name not in GRADIENT]
 NORMALISED = [name for name in BOUNDED if name not in GRADIENT]  # made to have the clipping norm before it is enforced
 

@@ -123,7 +123,7 @@ def test_bad_privacy_setting(fedrec: Fedrec, private_config_file: Path, tmp_path
     ("settings", "word"),
     [
         (["privacy.trust_model=local", "privacy.sampling_probability=0.5"], "sampling amplifies nothing; set it to 1"),
-        (["privacy.unit=interaction", "federated.local_steps=5"], "allowed are two_tower"),
+        (["privacy.unit=interaction", "federated.local_steps=5"], "allowed are mf"),
         (["privacy.unit=interaction", "federated.local_steps=5", "privacy.trust_model=central"], "allowed: 'local'"),
         (["privacy.unit=interaction", "federated.local_steps=5", "privacy.clipping_norm=1"], "privacy.max_grad_norm"),
         (["privacy.unit=interaction", "federated.local_steps=0"], "local_steps=0"),

@@ -25,7 +25,7 @@ CONFIG = """
 path = "{data}"
 
 [model]
-name = "two_tower"
+name = "mf"
 dim = 4
 local_learning_rate = 20.0
 
@@ -134,7 +134,7 @@ def test_settings_of_other_claims_are_refused(
 def test_the_delivered_config_has_its_steps_and_a_delta_below_one_interaction() -> None:
     from fedrec.config import load
 
-    config = load(Path("simulations/ml-100k-two-tower-example-level.toml"))
+    config = load(Path("simulations/ml-100k-mf-example-level.toml"))
     plan = assemble.plan_of(config)
     assert isinstance(plan, PrivacyPlan) and plan.unit == "interaction"
     assert plan.delta < 1 / plan.population_size and 7.9 < plan.epsilon <= 8

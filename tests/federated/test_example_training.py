@@ -17,7 +17,7 @@ from fedrec.errors import ConfigError, PrivacyError
 from fedrec.evaluation.counts import Cutoffs, summarise
 from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.example_training import Answer, Draws, ExampleNode, answer_round, example_keys
-from fedrec.models.example_two_tower import ExampleTwoTower, ExampleTwoTowerConfig
+from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.privacy.mechanism import NoisySum, publish_noisy
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key, user_keys
@@ -27,8 +27,10 @@ KEY, NOISE = Key.from_seed(1), Key.from_seed(2)
 NORM, POPULATION = 0.5, 200
 
 
-def model_of(**settings: object) -> ExampleTwoTower:
-    return ExampleTwoTower(ExampleTwoTowerConfig.model_validate({"dim": 4, "num_negatives": 5, **settings}))
+def model_of(**settings: object) -> ExampleMatrixFactorization:
+    return ExampleMatrixFactorization(
+        ExampleMatrixFactorizationConfig.model_validate({"dim": 4, "num_negatives": 5, **settings})
+    )
 
 
 def plan_of(noise: float = 1e-6, probability: float = 0.5, num_rounds: int = 3, steps: int = 1) -> PrivacyPlan:

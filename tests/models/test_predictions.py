@@ -44,5 +44,5 @@ def test_items_nobody_met_and_counts_rounded_to_nothing_predict_finite_numbers()
 
 def test_only_the_model_whose_moments_these_are_predicts_them() -> None:
     assert list(predictions_of(build_model({"name": "als"}, None))) == ["item_grams"]
-    for table, clipping_norm in (({"name": "als"}, 1.0), ({"name": "popularity"}, None), ({"name": "two_tower"}, None)):
+    for table, clipping_norm in (({"name": "als"}, 1.0), ({"name": "popularity"}, None), ({"name": "mf"}, None)):
         assert not predictions_of(build_model(table, clipping_norm))

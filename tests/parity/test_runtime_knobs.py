@@ -25,12 +25,12 @@ from tests.worlds import random_world
 
 Fedrec = Callable[..., Outcome]
 
-TWO_TOWER = {"name": "two_tower", "dim": 8, "local_epochs": 2, "local_batch_size": 16}
+MF = {"name": "mf", "dim": 8, "local_epochs": 2, "local_batch_size": 16}
 CASES: dict[str, tuple[dict[str, Any], float | None]] = {
     "als": ({"name": "als", "dim": 8}, None),
     "bounded-als": ({"name": "als", "dim": 8}, 1.0),
-    "two_tower": (TWO_TOWER, None),
-    "bounded-two_tower": (TWO_TOWER, 0.02),
+    "mf": (MF, None),
+    "bounded-mf": (MF, 0.02),
 }
 
 
@@ -57,7 +57,7 @@ def test_sums_repeat_to_the_bit_and_do_not_depend_on_threads_or_batches(
         torch.testing.assert_close(found[block], total, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bounded-als", "bounded-two_tower"])
+@pytest.mark.parametrize("name", ["bounded-als", "bounded-mf"])
 @pytest.mark.parametrize("form", ["compiled"], indirect=True)
 def test_bounded_sums_depend_on_threads_and_batches_far_below_any_noise(name: str, form: str) -> None:
     """A noise multiplier of .5 on a clipping norm of .02 would be 1e-2: rounding is ten orders below it."""
@@ -103,7 +103,7 @@ def test_whole_runs_repeat_to_the_bit_and_do_not_depend_on_nodes_threads_or_batc
 def test_gradient_run_that_was_stopped_goes_on_with_the_memory_of_its_optimiser(
     fedrec: Fedrec, private_config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ('model.name="two_tower"', "federated.num_rounds=3", "evaluation.sampled_99=false")
+    settings = ('model.name="mf"', "federated.num_rounds=3", "evaluation.sampled_99=false")
     whole, metrics = final_state(fedrec, private_config_file, tmp_path / "whole", *settings)
     arguments = [part for setting in settings for part in ("--set", setting)]
     with monkeypatch.context() as patch, pytest.raises(Stop):

@@ -30,7 +30,7 @@ from scipy.stats import t as student
 from fedrec.data.batches import user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.federated.cohort import sum_contributions
-from fedrec.models.registry import _PRIVATE_SETTINGS, build_model
+from fedrec.models.registry import build_model, model_names, settings_type
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.mechanism import Release, add_noise_to_users, publish_noisy, release
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
@@ -60,7 +60,7 @@ def local(total: BoundedSum, round_number: int, key: Key) -> Release:
     return publish_noisy(noisy, LOCAL, round_number, num_nodes=1)
 
 
-MODELS = sorted(_PRIVATE_SETTINGS)
+MODELS = sorted(model_names("user"))
 MECHANISMS: dict[str, Mechanism] = {"central": central, "local": local}
 KEYS = {"simulation": Key.from_seed(12), "deployment": SYSTEM}
 NUM_CASES = len(MODELS) * len(MECHANISMS) * len(KEYS)
@@ -69,7 +69,7 @@ NUM_CASES = len(MODELS) * len(MECHANISMS) * len(KEYS)
 @cache
 def bounded_sum(model: str) -> BoundedSum:
     """Return the sum that the users of a small world add up to."""
-    table = {"name": model, "dim": DIM} if "dim" in _PRIVATE_SETTINGS[model].model_fields else {"name": model}
+    table = {"name": model, "dim": DIM} if "dim" in settings_type(model, "user").model_fields else {"name": model}
     built = build_model(table, CLIPPING_NORM)
     shared = built.init(Catalogue(INTERACTIONS.item_ids), Key.from_seed(1)).shared
     batches = user_batches(INTERACTIONS, keys=user_keys(INTERACTIONS.user_ids.ids))

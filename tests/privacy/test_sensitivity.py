@@ -29,8 +29,8 @@ from fedrec.data.batches import UserBatch, user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.interactions import Interactions, Vocabulary
 from fedrec.federated.cohort import sum_contributions
-from fedrec.models import blocks, coalescing, two_tower
-from fedrec.models.registry import _PRIVATE_SETTINGS, build_model
+from fedrec.models import blocks, coalescing, mf
+from fedrec.models.registry import build_model, model_names
 from fedrec.privacy import clipping
 from fedrec.privacy.clipping import BoundedSum, clip_scales
 from fedrec.randomness import Key, user_keys
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("form")
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "als": [{"dim": 3}],
     "popularity": [{}],
-    "two_tower": [
+    "mf": [
         {"dim": 3, "num_negatives": 2, "local_learning_rate": 0.05},
         {"dim": 3, "num_negatives": 2, "start": "zero", "loss": "logistic", "local_epochs": 2, "local_batch_size": 4},
     ],
@@ -53,7 +53,7 @@ MODEL = pytest.mark.parametrize("model", MODELS)
 KEY = Key.from_seed(6)
 NUM_ITEMS = 8
 ROUNDING = 1e-13
-LOOSE = {("als-0", "reference", "one huge row"): 1e-3, ("two_tower-0", "reference", "one huge row"): 1e-3}
+LOOSE = {("als-0", "reference", "one huge row"): 1e-3, ("mf-0", "reference", "one huge row"): 1e-3}
 """(model, form, shared) -> how far others' parts may move, in clipping norms: a limit of the form of other devices.
 
 There users are solved in batches, so how a user rounds depends on the others, and a Gram matrix of condition number c
@@ -200,7 +200,7 @@ EXAMPLES = {
 
 
 def test_every_model_that_runs_under_a_plan_has_settings_here() -> None:
-    assert SETTINGS.keys() == _PRIVATE_SETTINGS.keys(), (
+    assert SETTINGS.keys() == set(model_names("user")), (
         "a new private model: add its settings, and what it is immune to"
     )
 
@@ -260,12 +260,12 @@ def counting_everybody_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def drawing_by_place_in_the_batch(patch: pytest.MonkeyPatch) -> None:
-    draw = two_tower.draw_examples
+    draw = mf.draw_examples
 
     def by_place(users: UserBatch, *rest: Any) -> Any:
         return draw(replace(users, keys=np.arange(users.num_users, dtype=np.uint64)), *rest)
 
-    patch.setattr(two_tower, "draw_examples", by_place)
+    patch.setattr(mf, "draw_examples", by_place)
 
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -280,12 +280,12 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 IMMUNE = {
-    ("no coalescing", "two_tower"): "local training keeps one copy of every row it touches, so no row is sent twice",
+    ("no coalescing", "mf"): "local training keeps one copy of every row it touches, so no row is sent twice",
     ("each block clipped alone", "popularity"): "has one block",
-    ("each block clipped alone", "two_tower"): "has one block",
+    ("each block clipped alone", "mf"): "has one block",
     ("not-a-number passes", "popularity"): "computes from histories alone: no number it reads can be spoilt",
     ("not-a-number times zero", "popularity"): "as above",
-    ("not-a-number times zero", "two_tower", "compiled"): "kernels leave out users of scale 0, they do not multiply",
+    ("not-a-number times zero", "mf", "compiled"): "kernels leave out users of scale 0, they do not multiply",
     ("not-a-number times zero", "als", "compiled"): "as above",
     ("draws by place in the batch", "als"): "draws nothing",
     ("draws by place in the batch", "popularity"): "draws nothing",

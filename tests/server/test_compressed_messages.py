@@ -187,7 +187,7 @@ def test_noise_is_not_shared_by_runs_that_train_on_other_downloads(private_confi
     assert assemble.noise_key(configs[0]) == assemble.noise_key(load(private_config_file))
 
 
-@pytest.mark.parametrize("model", ["two_tower", "popularity", "item_knn"])
+@pytest.mark.parametrize("model", ["mf", "popularity", "item_knn"])
 def test_every_model_runs_with_every_stage(config_file: Path, tmp_path: Path, model: str) -> None:
     path = config_file.parent / "model.toml"
     path.write_text(config_file.read_text().replace('name = "als"\ndim = 8\nrecency_weight = 5', f'name = "{model}"'))

@@ -159,7 +159,7 @@ def test_node_that_lost_what_it_made_of_earlier_rounds_counts_another_answer(
     private_config_file: Path, tmp_path: Path
 ) -> None:
     """With an older state the answer to the same round is another one: it spends, and the plan has no room for it."""
-    text = private_config_file.read_text().replace('name = "als"\ndim = 8\nrecency_weight = 5', 'name = "two_tower"')
+    text = private_config_file.read_text().replace('name = "als"\ndim = 8\nrecency_weight = 5', 'name = "mf"')
     private_config_file.write_text(text + 'unit = "interaction"\nsampling_probability = 0.2\n')
     config = load(private_config_file, ["federated.local_steps=2", "federated.num_nodes=1"])
     state, refused = tmp_path / "run" / "nodes" / "0" / "private_state.safetensors", []

@@ -61,16 +61,16 @@ def test_a_tiny_run_reports_every_field_and_uses_its_data_again(tmp_path: Path) 
     assert results == json.loads((tmp_path / "out" / "scale.json").read_text())
     assert [(found["model"], found["num_users"]) for found in results["rounds"]] == [
         ("als", 40),
-        ("two_tower", 40),
+        ("mf", 40),
         ("als", 400),
-        ("two_tower", 400),
+        ("mf", 400),
     ]
     for found in results["rounds"]:
         assert {name: type(value) for name, value in found.items()} == FIELDS
         assert found["seconds"] == pytest.approx(found["sum_seconds"] + found["update_seconds"])
         assert found["peak_rss_bytes"] > found["peak_anonymous_bytes"] >= found["start_anonymous_bytes"] > 0
         assert found["num_interactions"] * 12 < found["data_bytes"]
-    for model in ("als", "two_tower"):
+    for model in ("als", "mf"):
         assert all(math.isfinite(value) for value in results["growth"][model].values())
         assert f"{model}: seconds ~ users^" in done.stdout
     assert (tmp_path / "out" / "scale.png").read_bytes().startswith(b"\x89PNG")
@@ -117,7 +117,7 @@ def test_memory_that_is_allocated_is_seen() -> None:
     assert peak_rss() >= (peak.bytes or 0)
 
 
-@pytest.mark.parametrize("name", ["als", "two_tower", "popularity"])
+@pytest.mark.parametrize("name", ["als", "mf", "popularity"])
 def test_sums_over_stored_histories_are_those_over_interactions(name: str, tmp_path: Path) -> None:
     world = {"num_users": 300, "num_items": 200, "mean_interactions": 10}
     data = generate(SyntheticConfig.model_validate(world), Key.from_seed(1))

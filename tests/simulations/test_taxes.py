@@ -31,5 +31,5 @@ def test_the_table_says_what_misses_its_target_and_what_was_not_measured() -> No
 
 def test_privacy_taxes_are_measured_on_both_models() -> None:
     taxes = privacy(make_work(interactions(), dim=8), repeats=1)
-    assert ["two_tower" in taxes[0].name, "bounded ALS" in taxes[1].name] == [True, True]
+    assert ["mf" in taxes[0].name, "bounded ALS" in taxes[1].name] == [True, True]
     assert all(tax.ratio > 0 for tax in taxes)

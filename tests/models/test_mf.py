@@ -29,7 +29,7 @@ from tests.worlds import checkerboard, make, random_world
 pytestmark = pytest.mark.usefixtures("form")
 
 AVERAGING = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0}
-TABLE = {"name": "two_tower", "dim": 5, "unobserved_weight": 0.3, "regularization": 0.02, "server_optimizer": AVERAGING}
+TABLE = {"name": "mf", "dim": 5, "unobserved_weight": 0.3, "regularization": 0.02, "server_optimizer": AVERAGING}
 KEY = Key.from_seed(0)
 
 

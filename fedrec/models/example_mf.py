@@ -1,4 +1,4 @@
-"""Matrix factorisation trained example by example: the form of `two_tower` for plans whose unit is an interaction."""
+"""Matrix factorisation trained example by example: the form of `mf` for plans whose unit is an interaction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fedrec.randomness import Key
 _AVERAGING = ServerOptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.0)
 
 
-class ExampleTwoTowerConfig(AlsConfig):
-    """Settings of `two_tower` under an example-level plan: those of the user solve, and of an example's loss.
+class ExampleMatrixFactorizationConfig(AlsConfig):
+    """Settings of `mf` under an example-level plan: those of the user solve, and of an example's loss.
 
     `local_learning_rate` is that of the mean gradient over the expected batch: a row meets few of its examples, so
     that large rates are usual.
@@ -39,7 +39,7 @@ class ExampleTwoTowerConfig(AlsConfig):
     server_optimizer: ServerOptimizerConfig = _AVERAGING
 
 
-class ExampleTwoTower(Als):
+class ExampleMatrixFactorization(Als):
     """Matrix factorisation whose item table moves by noisy steps on the nodes, see `fedrec.federated.example_training`.
 
     An example is one interaction (user u, item i) with `num_negatives` items j, drawn uniformly over all items but i:
@@ -57,9 +57,9 @@ class ExampleTwoTower(Als):
 
     bounded = False
     batch_cells = 2**15
-    config: ExampleTwoTowerConfig
+    config: ExampleMatrixFactorizationConfig
 
-    def __init__(self, config: ExampleTwoTowerConfig) -> None:
+    def __init__(self, config: ExampleMatrixFactorizationConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
 

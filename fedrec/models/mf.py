@@ -1,4 +1,4 @@
-"""Two towers trained by federated gradients: private user vectors, a shared item table, local SGD on both."""
+"""Matrix factorisation by federated gradients: private user vectors, a shared item table, local SGD on both."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedrec.models.server_optimizer import ServerOptimizerConfig
 from fedrec.randomness import Key
 
 
-class TwoTowerConfig(AlsConfig):
-    """Settings of `two_tower`: those of the user solve, and how items learn."""
+class MatrixFactorizationConfig(AlsConfig):
+    """Settings of `mf`: those of the user solve, and how items learn."""
 
     init_std: Annotated[float, Field(gt=0)] = 0.5
     loss: Literal["squared", "logistic"] = "squared"
@@ -35,7 +35,7 @@ class TwoTowerConfig(AlsConfig):
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
 
 
-class TwoTower(Als):
+class MatrixFactorization(Als):
     """Matrix factorisation by local SGD, federated.
 
     In a round every user
@@ -64,9 +64,9 @@ class TwoTower(Als):
     bounded = True
     batch_cells = 2**14
     batches_side_by_side = True
-    config: TwoTowerConfig
+    config: MatrixFactorizationConfig
 
-    def __init__(self, config: TwoTowerConfig) -> None:
+    def __init__(self, config: MatrixFactorizationConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
         self._sgd = LocalSgd(
