@@ -5,7 +5,7 @@
 A machine drifts by tens of percent over minutes, so only ratios within one run count: every system sits in a process
 of its own, bound to its cores, and repeats go round the systems (A B C A B C ...); Flower, which brings processes of
 its own, comes last on all cores. Imports, data, compilation and the first two rounds come before the clock starts.
-What the work is stands in simulations/peers/work.py, what each peer does in its favour in its module.
+What the work is stands in simulations/speed_peers/work.py, what each peer does in its favour in its module.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fedrec.errors import ConfigError
-from simulations.peers import PEERS, check_installed
-from simulations.peers.worker import Worker
+from simulations.speed_peers import PEERS, check_installed
+from simulations.speed_peers.worker import Worker
 
 
 @dataclass(frozen=True)

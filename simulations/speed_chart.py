@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simulations.peers import PEERS
+from simulations.speed_peers import PEERS
 
 if TYPE_CHECKING:
     from simulations.speed import Measurement

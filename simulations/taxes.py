@@ -35,9 +35,9 @@ from fedrec.models.registry import build_model
 from fedrec.privacy.mechanism import publish_exact
 from fedrec.run_folder import RunFolder
 from fedrec.simulation import run_simulation
-from simulations.peers import check_installed
-from simulations.peers.engine import EngineAls, EngineRounds, sgd_model
-from simulations.peers.work import ALS_DIM, CLIPPING_NORM, NOISE_MULTIPLIER, Work, load_work
+from simulations.speed_peers import check_installed
+from simulations.speed_peers.engine import EngineAls, EngineRounds, sgd_model
+from simulations.speed_peers.work import ALS_DIM, CLIPPING_NORM, NOISE_MULTIPLIER, Work, load_work
 
 WARM_UP_ROUNDS = 2
 NUM_NODES = 2
@@ -127,7 +127,7 @@ def measure_taxes(data: str = "ml-1m", threads: int = 2, repeats: int = 5) -> Ta
 
 def federation(work: Work, repeats: int) -> tuple[Tax, Tax]:
     """Measure the tax of federation against `implicit`'s exact and its approximate solver."""
-    from simulations.peers.implicit_als import ImplicitApproximate, ImplicitExact
+    from simulations.speed_peers.implicit_als import ImplicitApproximate, ImplicitExact
 
     rounds = [EngineAls(work).round, ImplicitExact(work).round, ImplicitApproximate(work).round]
     ours, exact, approximate = take_turns(rounds, repeats)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedrec.data.sources import available
-from simulations.peers import PEERS
-from simulations.peers.worker import Worker
 from simulations.speed import Measurement, as_json, measure, ratio, speedup, table
 from simulations.speed_chart import draw
+from simulations.speed_peers import PEERS
+from simulations.speed_peers.worker import Worker
 
 FAST = Measurement("fedrec", "ml-100k", 1, 1000, 500_000, (0.1, 0.2, 0.1))
 TWO_THREADS = Measurement("fedrec", "ml-100k", 2, 1000, 500_000, (0.05,))

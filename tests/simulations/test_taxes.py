@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from simulations.peers.work import make_work
+from simulations.speed_peers.work import make_work
 from simulations.taxes import WARM_UP_ROUNDS, Tax, Taxes, privacy, take_turns
-from tests.simulations.test_peers import interactions
+from tests.simulations.test_speed_peers import interactions
 
 
 def test_a_tax_is_the_ratio_of_medians_with_the_range_over_turns() -> None:

@@ -9,7 +9,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simulations.peers.work import Work
+from simulations.speed_peers.work import Work
 
 _BATCH_FLOATS = 2**21
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedrec.errors import ConfigError
-from simulations.peers.work import Peer, Work
+from simulations.speed_peers.work import Peer, Work
 
 
 @dataclass(frozen=True)

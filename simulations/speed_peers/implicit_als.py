@@ -8,7 +8,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from simulations.peers.work import ALS_DIM, ALS_REGULARIZATION, ALS_UNOBSERVED_WEIGHT, Work
+from simulations.speed_peers.work import ALS_DIM, ALS_REGULARIZATION, ALS_UNOBSERVED_WEIGHT, Work
 
 
 class ImplicitExact:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simulations.peers.work import Work, clip_factor
+from simulations.speed_peers.work import Work, clip_factor
 
 
 class _Factors(nn.Module):

@@ -17,7 +17,7 @@ from fedrec.models.registry import build_model
 from fedrec.privacy.mechanism import publish_exact, release
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key, user_keys
-from simulations.peers.work import ALS_DIM, ALS_REGULARIZATION, ALS_UNOBSERVED_WEIGHT, NUM_NEGATIVES, Work
+from simulations.speed_peers.work import ALS_DIM, ALS_REGULARIZATION, ALS_UNOBSERVED_WEIGHT, NUM_NEGATIVES, Work
 
 _MOST_ROUNDS = 10**6
 _DELTA = 1e-9

@@ -25,8 +25,8 @@ from pfl.stats import TrainingStatistics
 from torch import Tensor
 from torch.nn import functional
 
-from simulations.peers.row_loop import local_rows, train_user
-from simulations.peers.work import Work
+from simulations.speed_peers.row_loop import local_rows, train_user
+from simulations.speed_peers.work import Work
 
 
 class RowStatistics(TrainingStatistics):  # type: ignore[misc]  # pfl has no types

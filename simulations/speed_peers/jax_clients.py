@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from simulations.peers.work import Work
+from simulations.speed_peers.work import Work
 
 _SMALLEST_BATCH = 8
 

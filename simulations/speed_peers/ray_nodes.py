@@ -18,8 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from simulations.peers.row_loop import local_rows, train_user
-from simulations.peers.work import Work
+from simulations.speed_peers.row_loop import local_rows, train_user
+from simulations.speed_peers.work import Work
 
 _TIMEOUT_SECONDS = 600.0
 _POLL_SECONDS = 0.1

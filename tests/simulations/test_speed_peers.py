@@ -14,10 +14,10 @@ from fedrec.data.interactions import Interactions
 from fedrec.errors import ConfigError
 from fedrec.models.local_sgd import draw_examples
 from fedrec.randomness import Key, user_keys
-from simulations import peers
-from simulations.peers.engine import EngineSgd
-from simulations.peers.row_loop import RowLoop
-from simulations.peers.work import Work, make_work
+from simulations import speed_peers as peers
+from simulations.speed_peers.engine import EngineSgd
+from simulations.speed_peers.row_loop import RowLoop
+from simulations.speed_peers.work import Work, make_work
 from tests import worlds
 
 SGD = [name for name, peer in peers.PEERS.items() if not peer.closed_form]
@@ -59,7 +59,7 @@ def test_every_peer_gives_the_table_that_follows_from_the_definition(name: str) 
     if peers.PEERS[name].private:
         work = work.with_privacy(clipping_norm=0.1, noise_multiplier=0.0)
     module, _, class_name = peers.PEERS[name].place.partition(":")
-    peer = getattr(importlib.import_module(f"simulations.peers.{module}"), class_name)(work)
+    peer = getattr(importlib.import_module(f"simulations.speed_peers.{module}"), class_name)(work)
     peer.round()
     found = peer.item_vectors() - work.item_vectors
     wanted = by_definition(work) - work.item_vectors

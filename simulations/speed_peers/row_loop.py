@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulations.peers.work import Work, clip_factor
+from simulations.speed_peers.work import Work, clip_factor
 
 
 def local_rows(items: Tensor) -> tuple[Tensor, Tensor]:

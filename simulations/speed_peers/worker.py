@@ -1,6 +1,6 @@
 """A peer in a process of its own, bound to its cores, that does a round when asked and answers how long it took.
 
-    python -m simulations.peers.worker PEER DATA THREADS CORES
+    python -m simulations.speed_peers.worker PEER DATA THREADS CORES
 
 reads a line from stdin for each round and answers in JSON lines on stdout; `Worker` starts it and talks to it.
 """
@@ -40,13 +40,13 @@ class Worker:
         Raises:
             RuntimeError: where the peer failed, with the end of what it wrote to stderr.
         """
-        from simulations.peers import PEERS
+        from simulations.speed_peers import PEERS
 
         cores = os.cpu_count() or 1 if PEERS[name].whole_machine else threads
         self.name = name
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the worker
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "simulations.peers.worker", name, data, str(threads), str(cores)],
+            [sys.executable, "-m", "simulations.speed_peers.worker", name, data, str(threads), str(cores)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str]) -> None:
     logging.disable(logging.WARNING)
     import torch
 
-    from simulations.peers import PEERS, make_peer
-    from simulations.peers.work import load_work
+    from simulations.speed_peers import PEERS, make_peer
+    from simulations.speed_peers.work import load_work
 
     torch.set_num_threads(threads)
     work = load_work(data, PEERS[name].max_users)
