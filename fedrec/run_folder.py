@@ -11,6 +11,7 @@ from typing import Any
 from fedrec.config import Config, build, to_toml
 from fedrec.errors import ConfigError, DataError, ProtocolError
 from fedrec.files import replace_file
+from fedrec.round_log import RoundLog
 
 
 class RunFolder:
@@ -23,6 +24,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Name the folder; nothing is read or written yet."""
         self.path = path
+        self._log = RoundLog(path)
 
     @property
     def checkpoint(self) -> Path:
@@ -81,28 +83,24 @@ class RunFolder:
             )
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Read `rounds.jsonl`; a torn last line, left by a crash, is not there yet.
+        """Read the lines of all rounds, as `RoundLog.rounds`.
 
         Raises:
-            DataError: where an earlier line is damaged.
+            DataError: where a line is damaged.
         """
-        file = self.path / "rounds.jsonl"
-        if not file.exists():
-            return []
-        lines = file.read_text(encoding="utf-8").split("\n")
-        rounds = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rounds.append(dict(json.loads(line)))
-            except ValueError as error:
-                raise DataError(f"{file} line {number} is damaged ({error}); delete the line and resume") from error
-        return rounds
+        return self._log.rounds()
+
+    def open_round(self) -> dict[str, Any] | None:
+        """Read the line of a round that is logged and not finished; None where there is none."""
+        return self._log.open_round()
 
     def log_round(self, line: Mapping[str, Any]) -> None:
-        """Write the line of a round; lines of this round or later ones, left by a crash, are replaced."""
-        kept = [old for old in self.rounds() if old["round"] < line["round"]]
-        text = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in [*kept, line])
-        replace_file(self.path / "rounds.jsonl", text.encode())
+        """Write the line of a round that is about to be committed; of one tried before, it is replaced."""
+        self._log.begin(line)
+
+    def finish_round(self, line: Mapping[str, Any]) -> None:
+        """Append the whole line of a committed round to `rounds.jsonl`, see `RoundLog.finish`."""
+        self._log.finish(line)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""

@@ -144,16 +144,16 @@ class Session:
         coordinator.commit()
 
     def finish_log(self) -> None:
-        """Add the validation metrics to the line of the last committed round, where the config asks for them."""
-        line = next((line for line in self.folder.rounds() if line["round"] == self.coordinator.checkpoint.round), None)
-        if line is None or "metrics" in line:
+        """Finish the line of the last committed round, with its validation metrics where the config asks for them."""
+        line = self.folder.open_round()
+        if line is None or line["round"] != self.coordinator.checkpoint.round:
             return
         metrics: dict[str, Any] = {}
         every = self.config.evaluation.every
         if every and line["round"] % every == 0:
             counts = self.evaluate("validation")
             metrics["validation"] = summarise(counts, assemble.cutoffs(self.config), counts["items"].shape[1])
-        self.folder.log_round({**line, "metrics": metrics})
+        self.folder.finish_round({**line, "metrics": metrics})
         shown = "".join(f"  {name} {value:.4f}" for name, value in metrics.get("validation", {}).items() if "@" in name)
         _LOG.info("round %d/%d  %.2f s%s", line["round"], self.config.federated.num_rounds, line["seconds"], shown)
 
