@@ -78,6 +78,9 @@ class UserBatch:
         ratings: (B, L) float32, or None.
         context: name -> (B, L) codes or values.
         keys: (B,) uint64 numpy, what each user's draws follow from; None where the batch was made without.
+        query: name -> (B,) the context that each list is wanted in: int64 codes as in `context`, -1 where unknown, or
+            float32 values, NaN where unknown. A field that is not there is unknown for all; in training none is there,
+            as the context of an interaction to predict stands in `context`.
     """
 
     rows: np.ndarray
@@ -87,6 +90,7 @@ class UserBatch:
     ratings: Tensor | None = None
     context: Mapping[str, Tensor] = field(default_factory=dict)
     keys: np.ndarray | None = None
+    query: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_users(self) -> int:
@@ -117,6 +121,7 @@ class UserBatch:
             times=None if self.times is None else self.times.to(device),
             ratings=None if self.ratings is None else self.ratings.to(device),
             context={name: column.to(device) for name, column in self.context.items()},
+            query={name: column.to(device) for name, column in self.query.items()},
         )
 
 

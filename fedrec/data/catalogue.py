@@ -13,7 +13,10 @@ from fedrec.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """What is publicly known of the items; rows agree with `Interactions.item_ids`.
+    """What is publicly known of the items, rows as in `Interactions.item_ids`, and of the contexts they are met in.
+
+    Which items there are, which context fields and which values these may take is taken as a public schema, although
+    both are read off the data: how often a value occurs, or whose it is, is not part of it.
 
     Args:
         item_ids: vocabulary of the items.
@@ -22,6 +25,8 @@ class Catalogue:
         categories: (num_items, num_categories) bool, or None.
         category_names: names of the columns of `categories`.
         features: name -> (num_items, dim) float32 dense features.
+        context_fields: name -> number of values of a categorical context field, whose codes are below it; 0 for a
+            numeric field.
 
     Raises:
         DataError: where a field does not have one row an item.
@@ -33,6 +38,7 @@ class Catalogue:
     categories: np.ndarray | None = None
     category_names: Sequence[str] = ()
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    context_fields: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that every field has one row an item."""

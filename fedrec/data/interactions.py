@@ -116,6 +116,11 @@ class Interactions:
         """Return the number of items in the vocabulary."""
         return len(self.item_ids)
 
+    @property
+    def context_fields(self) -> dict[str, int]:
+        """Return name -> number of values of a categorical context field, 0 for a numeric one."""
+        return {name: len(self.context_ids[name]) if name in self.context_ids else 0 for name in self.context}
+
     @cached_property
     def indptr(self) -> np.ndarray:
         """Return (num_users + 1,) int64: the interactions of user u are rows indptr[u]:indptr[u + 1]."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fedrec.data.reading.problems import nearest
 from fedrec.data.reading.reader import rated_at_least, read_values, to_interactions
 from fedrec.data.reading.values import Values
 from fedrec.data.synthetic import SyntheticConfig, generate
+from fedrec.data.time_context import add_time_context
 from fedrec.errors import ConfigError
 from fedrec.randomness import Key
 
@@ -53,6 +54,7 @@ def load(
     synthetic: SyntheticConfig | Mapping[str, object] | None = None,
     key: Key | None = None,
     user_tags: bool = False,
+    time_context: Sequence[str] = (),
 ) -> Dataset:
     """Load a data set.
 
@@ -65,6 +67,10 @@ def load(
         synthetic: options of the generator, for the name "synthetic".
         key: randomness of the generator; that of seed 0 where None, so that data does not change with the run's seed.
         user_tags: for "ml-latest-small": put the users' own (private!) tags into the public texts.
+        time_context: context fields to make of the times, see `add_time_context`.
+
+    Returns:
+        Interactions, and a catalogue that knows their items and the values that their context fields may take.
 
     Raises:
         ConfigError: where neither name nor path is given, or the name or an option is unknown.
@@ -75,12 +81,16 @@ def load(
         200
     """
     if path is not None:
-        return _from_file(Path(path), columns, min_rating, repeat)
-    if name == "synthetic":
-        return _from_generator(synthetic, min_rating, key)
-    if name is None or name not in SOURCES:
+        data = _from_file(Path(path), columns, min_rating, repeat)
+    elif name == "synthetic":
+        data = _from_generator(synthetic, min_rating, key)
+    elif name is None or name not in SOURCES:
         raise _unknown(name)
-    return _from_source(name, min_rating, repeat, user_tags)
+    else:
+        data = _from_source(name, min_rating, repeat, user_tags)
+    interactions = add_time_context(data.interactions, time_context)
+    catalogue = replace(data.catalogue, context_fields=interactions.context_fields)
+    return Dataset(data.name, interactions, catalogue)
 
 
 def available() -> dict[str, Path | None]:

@@ -44,7 +44,13 @@ def zero_counts(num_items: int) -> dict[str, np.ndarray]:
 
 
 def add_users(
-    counts: dict[str, np.ndarray], ranks: Tensor, targets: Targets, shown: Tensor, activity: np.ndarray, cut: Cutoffs
+    counts: dict[str, np.ndarray],
+    ranks: Tensor,
+    targets: Targets,
+    shown: Tensor,
+    activity: np.ndarray,
+    cut: Cutoffs,
+    shares: np.ndarray | None = None,
 ) -> None:
     """Add the ranks and lists of B users to the counts in place.
 
@@ -58,6 +64,8 @@ def add_users(
         shown: (B, k) items on the list, -1 where it is shorter.
         activity: (B,) training interactions of each user.
         cut: list lengths.
+        shares: (B,) what each row counts among its user's rows, 1 together; None where a user has one row. Items count
+            once a row.
     """
     ranks = torch.where(targets.mask, ranks, torch.iinfo(torch.int64).max // 2).to(torch.float64)
     num_targets = targets.mask.sum(dim=1)
@@ -76,6 +84,8 @@ def add_users(
         ],
         dim=1,
     )
+    if shares is not None:
+        per_user *= torch.from_numpy(shares)[:, None]
     np.add.at(counts["users"], np.searchsorted(ACTIVITY_EDGES, activity, side="right"), per_user.numpy())
     flat = targets.items[targets.mask].numpy()
     items = counts["items"]
@@ -114,7 +124,7 @@ def summarise(counts: Mapping[str, np.ndarray], cut: Cutoffs, num_candidates: in
         f"coverage@{cut.k}": float((shown > 0).sum() / num_candidates),
         f"novelty@{cut.k}": float(shown @ information / num_shown),
         "popularity_lift": float(shown @ train / num_shown / typical) if typical else 0.0,
-        "num_users": int(users[0]),
+        "num_users": round(users[0]),
     }
 
 
@@ -134,7 +144,7 @@ def summarise_slices(counts: Mapping[str, np.ndarray], cut: Cutoffs) -> dict[str
             values = dict(
                 zip((f"ndcg@{cut.k}", f"hr@{cut.k}", f"recall@{cut.recall_k}"), row[1:4] / row[0], strict=True)
             )
-            activity.append({"group": name, "num_users": int(row[0]), **{k: float(v) for k, v in values.items()}})
+            activity.append({"group": name, "num_users": round(row[0]), **{k: float(v) for k, v in values.items()}})
     order = np.argsort(-counts["items"][0], kind="stable")
     train, shown, targets, hits, found = counts["items"][:, order]
     popularity, start = [], 0

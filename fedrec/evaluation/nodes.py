@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch, user_batches
 from fedrec.data.interactions import Interactions
+from fedrec.data.queries import Queries, queries_of, turns
 from fedrec.data.splits import Split
 from fedrec.evaluation.counts import Cutoffs, add_sampled, add_users, zero_counts
 from fedrec.evaluation.negatives import Met, draw_negatives
@@ -36,6 +38,10 @@ def evaluate_users(
 ) -> dict[str, np.ndarray]:
     """Rank the held-out items of all users of a node and count.
 
+    Where the data has context fields, the list is asked for in the context of the target. A user with several targets
+    is then asked about each of them, history the same, and counts by their mean, where else one list is held against
+    all of them; the negatives of `sampled` are for the first one.
+
     Args:
         model: the model.
         shared: its shared parameters.
@@ -56,15 +62,17 @@ def evaluate_users(
     allowed = None if candidates is None else torch.from_numpy(candidates).to(device)
     counts = zero_counts(history.num_items)
     counts["items"][0] += np.bincount(split.train.items, minlength=history.num_items)
-    rows = np.flatnonzero(held_out.lengths)
-    for batch, scores in score_users(model, shared, history, rows, device):
-        targets = Targets.of(held_out, batch.rows)
-        negatives = None if sampled is None else _negatives(split, batch.rows, allowed, *sampled)
-        seen = torch.zeros_like(batch.mask) if repeat else batch.mask
-        found = rank(scores, batch.items, seen, targets, cut.k, allowed, negatives)
-        add_users(counts, found.ranks, targets, found.items, split.train.lengths[batch.rows], cut)
-        for ranks in found.sampled.unbind(1):
-            add_sampled(counts, ranks, cut)
+    for turn, aims in enumerate(turns(held_out)):
+        rows, shares = np.flatnonzero(aims.lengths), aims.lengths / held_out.lengths.clip(min=1)
+        for batch, scores in score_users(model, shared, history, rows, device, queries=queries_of(aims)):
+            targets = Targets.of(aims, batch.rows)
+            negatives = None if sampled is None or turn else _negatives(split, batch.rows, allowed, *sampled)
+            seen = torch.zeros_like(batch.mask) if repeat else batch.mask
+            found = rank(scores, batch.items, seen, targets, cut.k, allowed, negatives)
+            activity = split.train.lengths[batch.rows]
+            add_users(counts, found.ranks, targets, found.items, activity, cut, shares[batch.rows])
+            for ranks in found.sampled.unbind(1):
+                add_sampled(counts, ranks, cut)
     return counts
 
 
@@ -82,6 +90,7 @@ def score_users(
     rows: np.ndarray,
     device: torch.device,
     asked: np.ndarray | None = None,
+    queries: Queries | None = None,
 ) -> Iterator[tuple[UserBatch, Tensor]]:
     """Fit users and score all items for them, in blocks whose scores have a bounded size.
 
@@ -95,6 +104,7 @@ def score_users(
         rows: (n,) rows of the users wanted.
         device: where to compute.
         asked: (num_users,) bool: leave out blocks without any of these users; the others stay the same to the bit.
+        queries: field -> (num_users,) the context each list is wanted in; unknown where None.
 
     Yields:
         The batch of B users and their (B, num_items) scores, B at most `users_per_batch`.
@@ -103,6 +113,9 @@ def score_users(
     for batch in user_batches(history, rows, max_users=max(size, _FITTED_USERS)):
         if asked is not None and not asked[batch.rows].any():
             continue
+        if queries:
+            query = {name: torch.from_numpy(column[batch.rows]) for name, column in queries.items()}
+            batch = replace(batch, query=query)
         batch = batch.to(device)
         state = model.fit_users(shared, batch)
         for start in range(0, batch.num_users, size):
@@ -121,6 +134,7 @@ def _users_of(batch: UserBatch, part: slice) -> UserBatch:
         times=None if batch.times is None else batch.times[part],
         ratings=None if batch.ratings is None else batch.ratings[part],
         context={name: column[part] for name, column in batch.context.items()},
+        query={name: column[part] for name, column in batch.query.items()},
     )
 
 

@@ -96,5 +96,5 @@ class FederatedModel(Protocol):
         ...
 
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
-        """Return (B, num_items) float32 scores; higher is better, NaN ranks last."""
+        """Return (B, num_items) float32 scores in the contexts of `users.query`; higher is better, NaN ranks last."""
         ...

@@ -14,6 +14,9 @@ from fedrec.data.reading.cells import Bad, bad_where, encode, floats_of, is_text
 from fedrec.data.reading.ids import parse_ids
 from fedrec.data.reading.times import UNKNOWN_TIME, parse_times
 
+UNKNOWN_CATEGORY = "unknown"
+"""The value of a categorical context field where there is none."""
+
 _RATING_ALLOWED = "a finite number from 0"
 
 
@@ -110,8 +113,8 @@ def parse_context(column: str, raw: pa.ChunkedArray) -> tuple[np.ndarray, Vocabu
         values = np.full(len(text) + 1, np.nan)
         values[np.flatnonzero(~missing)] = numbers
         return _numeric_context(column, values[codes])
-    texts = compute.if_else(pa.array(missing), "unknown", text).to_pylist()
-    texts += ["unknown"] if (codes < 0).any() else []  # the last text is where code -1, null, leads
+    texts = compute.if_else(pa.array(missing), UNKNOWN_CATEGORY, text).to_pylist()
+    texts += [UNKNOWN_CATEGORY] if (codes < 0).any() else []  # the last text is where code -1, null, leads
     vocabulary, rows = Vocabulary.of(np.array(texts, dtype=np.str_))
     return rows[codes], vocabulary, []
 
