@@ -1,4 +1,4 @@
-"""Atomic files: after a crash at any instruction a reader finds the old content or the new, whole."""
+"""Files that last: replaced at once, so that a crash leaves the old content or the new, or appended to."""
 
 from __future__ import annotations
 
@@ -35,6 +35,31 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644, durable: bool = 
             temporary.unlink(missing_ok=True)
             raise
         if durable:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise ProtocolError(f"{path} can't be written ({error}); free space or fix rights, then resume") from error
+
+
+def append_at(path: Path, place: int, content: bytes) -> None:
+    """Cut a file off at `place` and write `content` there; it is on the disk when this returns.
+
+    Args:
+        path: file to append to, made where it is not there; its folder must exist.
+        place: bytes to keep, at most the size of the file: what a crash left behind them goes.
+        content: what to append; after a crash any part of it may be there, and nothing before it has changed.
+
+    Raises:
+        ProtocolError: where the disk is full or the file can't be written.
+    """
+    try:
+        new = not path.exists()
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            file.truncate(place)
+            file.seek(place)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
             sync_folder(path.parent)
     except OSError as error:
         raise ProtocolError(f"{path} can't be written ({error}); free space or fix rights, then resume") from error

@@ -8,13 +8,12 @@ crash leaves at most a torn last line of a round that still lies in `round.json`
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrec.errors import DataError, ProtocolError
-from fedrec.files import replace_file, sync_folder
+from fedrec.errors import DataError
+from fedrec.files import append_at, replace_file
 
 
 class RoundLog:
@@ -62,25 +61,11 @@ class RoundLog:
         Raises:
             ProtocolError: where the disk is full or the folder can't be written; the round is then still open.
         """
-        text = _text(line)
-        try:
-            if self._last is None or self._last[0] >= line["round"]:
-                self._last = self._last_before(line["round"])
-            start = self._last[1]
-            new = not self._finished.exists()
-            with os.fdopen(os.open(self._finished, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-                file.truncate(start)
-                file.seek(start)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if new:
-                sync_folder(self._finished.parent)
-            self._open.unlink(missing_ok=True)
-        except OSError as error:
-            raise ProtocolError(
-                f"{self._finished} can't be written ({error}); free space or fix rights, then resume"
-            ) from error
+        if self._last is None or self._last[0] >= line["round"]:
+            self._last = self._last_before(line["round"])
+        text, (_, start) = _text(line), self._last
+        append_at(self._finished, start, text)
+        self._open.unlink(missing_ok=True)
         self._last = line["round"], start + len(text)
 
     def _last_before(self, round_number: int) -> tuple[int, int]:

@@ -84,9 +84,10 @@ def test_damaged_line_is_named(tmp_path: Path) -> None:
 
 
 def test_round_that_cannot_be_written_stays_open(tmp_path: Path) -> None:
+    log = log_of(tmp_path, 1)
+    (tmp_path / "rounds.jsonl").unlink()
     (tmp_path / "rounds.jsonl").mkdir()
-    log = RoundLog(tmp_path)
-    log.begin(line(1))
+    log.begin(line(2))
     with pytest.raises(ProtocolError, match=r"rounds\.jsonl can't be written.*resume"):
-        log.finish(line(1))
-    assert log.open_round() == line(1)
+        log.finish(line(2))
+    assert log.open_round() == line(2)
