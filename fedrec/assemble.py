@@ -56,6 +56,7 @@ def dataset(config_json: str) -> Dataset:
         min_rating=data.min_rating,
         repeat=config.evaluation.repeat,
         synthetic=data.synthetic,
+        time_context=data.time_context or (),
     )
 
 
@@ -238,6 +239,8 @@ def noise_key(config: Config) -> Key:
     """
     plan = plan_of(config)
     table = config.model_dump(mode="json", include={"data", "model", "evaluation"})
+    if config.data.time_context is None:  # runs without are what they were before there was the key
+        del table["data"]["time_context"]
     fingerprint = dataset(config.to_json()).interactions.fingerprint()
     key = run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
     federated = config.federated

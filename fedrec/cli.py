@@ -99,13 +99,16 @@ def recommend(
     every_user: Annotated[bool, typer.Option("--all", help="Make the list of every user.")] = False,
     user: Annotated[list[str] | None, typer.Option(help="Make the list of this user (may be repeated).")] = None,
     top: Annotated[int, typer.Option(min=1, help="Length of the lists.")] = 100,
+    context: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Context the lists are for (may be repeated).")
+    ] = None,
 ) -> None:
-    """Write recommendation lists as at test time, in the data's own ids."""
-    from fedrec.recommend import write_recommendations
+    """Write recommendation lists as at test time, in the data's own ids; a context that is not given is unknown."""
+    from fedrec.recommend import read_context, write_recommendations
 
     if every_user == bool(user):
         raise ConfigError("give either --all or --user ID (once or more)")
-    written = write_recommendations(run, to, top, None if every_user else user or [])
+    written = write_recommendations(run, to, top, None if every_user else user or [], read_context(context or ()))
     _say(f"{written} rows written to {to}")
 
 

@@ -37,13 +37,17 @@ class Columns(_Table):
 
 
 class DataConfig(_Table):
-    """[data]: a named data set, or a file by path (which overrides the name)."""
+    """[data]: a named data set, or a file by path (which overrides the name).
+
+    `time_context` adds context fields that follow from the time in UTC: "hour", "weekday".
+    """
 
     name: str | None = None
     path: str | None = None
     columns: Columns = Columns()
     min_rating: float | None = None
     synthetic: dict[str, Any] = Field(default_factory=dict)
+    time_context: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _something_to_load(self) -> DataConfig:

@@ -12,6 +12,7 @@ import torch
 
 from fedrec import assemble
 from fedrec.config import Config
+from fedrec.data.queries import Queries, parse_query
 from fedrec.errors import ConfigError
 from fedrec.evaluation.nodes import score_users
 from fedrec.evaluation.ranking import Targets, rank
@@ -22,7 +23,9 @@ from fedrec.run_folder import RunFolder
 _ROW_GROUP = 2**18
 
 
-def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | None) -> int:
+def write_recommendations(
+    run: Path, to: Path, top: int, users: Sequence[str] | None, context: Mapping[str, str] | None = None
+) -> int:
     """Write the best `top` items of users as at test time: history with the validation interaction, met items left out.
 
     Args:
@@ -30,29 +33,50 @@ def write_recommendations(run: Path, to: Path, top: int, users: Sequence[str] | 
         to: Parquet file with columns user, item (the data's own ids), rank (1 = best) and score.
         top: length of a list; shorter where a user has met more items.
         users: ids of the users wanted; all where None.
+        context: field -> value of the context that all lists are for; a field that is not there is unknown.
 
     Returns:
         Rows written.
 
     Raises:
-        ConfigError: for a user that the data does not know, or a path that can't be written.
+        ConfigError: for a user or a context field that the data does not know, or a path that can't be written.
     """
     folder = RunFolder(run)
     config = folder.config()
     config_json = config.to_json()
     wanted = _wanted(config_json, users)
+    query = parse_query(assemble.dataset(config_json).interactions, context or {})
     shared = assemble.as_broadcast(config, final_state(run, config).shared, config.federated.num_rounds)
     num_nodes = config.federated.num_nodes
     written = 0
     try:
         with pq.ParquetWriter(to, _schema(config_json)) as writer:
             for node in range(num_nodes):
-                for table in _gathered(_tables(config_json, node, num_nodes, shared, top, wanted)):
+                for table in _gathered(_tables(config_json, node, num_nodes, shared, top, wanted, query)):
                     writer.write_table(table)
                     written += table.num_rows
     except OSError as error:
         raise ConfigError(f"--to {to} can't be written ({error}); give a path in a folder you may write") from error
     return written
+
+
+def read_context(options: Sequence[str]) -> dict[str, str]:
+    """Read `field=value` options.
+
+    Raises:
+        ConfigError: for an option of another form, or a field that is given twice.
+    """
+    context: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise ConfigError(
+                f"--context {option!r} is not of the form field=value; write for example --context daytime=evening"
+            )
+        if name.strip() in context:
+            raise ConfigError(f"--context gives {name.strip()!r} twice; a list is for one context: leave one out")
+        context[name.strip()] = value.strip()
+    return context
 
 
 def final_state(run: Path, config: Config) -> ServerState:
@@ -85,7 +109,13 @@ def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _tables(
-    config_json: str, node: int, num_nodes: int, shared: Mapping[str, torch.Tensor], top: int, wanted: np.ndarray | None
+    config_json: str,
+    node: int,
+    num_nodes: int,
+    shared: Mapping[str, torch.Tensor],
+    top: int,
+    wanted: np.ndarray | None,
+    query: Mapping[str, np.ndarray],
 ) -> Iterator[pa.Table]:
     config = Config.from_json(config_json)
     model, device = assemble.model_of(config), assemble.device_of(config)
@@ -97,8 +127,9 @@ def _tables(
     # Batches as in the evaluation: first the evaluated users, then the rest, so that scores agree with it to the bit.
     schema, asked = _schema(config_json), None if wanted is None else np.isin(user_ids, wanted)
     evaluated = data.test.lengths > 0
+    queries: Queries = {name: np.broadcast_to(value, len(user_ids)) for name, value in query.items()}
     for rows in (np.flatnonzero(evaluated), np.flatnonzero(~evaluated)):
-        for batch, scores in score_users(model, shared, history, rows, device, asked):
+        for batch, scores in score_users(model, shared, history, rows, device, asked, queries):
             seen = torch.zeros_like(batch.mask) if config.evaluation.repeat else batch.mask
             found = rank(scores, batch.items, seen, Targets.none(batch.num_users), min(top, history.num_items), allowed)
             items = found.items.numpy()
