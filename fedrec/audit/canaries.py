@@ -197,6 +197,8 @@ def _made_up_users(like: Interactions, num: int, generator: np.random.Generator)
         "times": None if like.times is None else np.tile(np.arange(length, dtype=np.int64), num),
         "ratings": None if like.ratings is None else like.ratings[picked],
         "context": {name: column[picked] for name, column in like.context.items()},
+        "user_attributes": {},
+        "user_attribute_ids": {},
     }
     ids = Vocabulary(np.array([f"made-up user {number}" for number in range(num)]))
     return replace(like, users=np.repeat(np.arange(num), length), items=items, user_ids=ids, **columns)

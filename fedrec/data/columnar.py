@@ -6,6 +6,7 @@
     times.npy         (n,) int64 seconds; optional
     ratings.npy       (n,) float32; optional
     context-K.npy     (n,) int32 codes or float32 values of context field K; context-ids-K.npy names the codes
+    attribute-K.npy   (num_users,) int32 codes of user attribute K; attribute-ids-K.npy names the codes
     user-ids.npy, item-ids.npy    the data's own ids, int64 or text
 
 Only the pages that are used are read, and the operating system may drop them again. Files are written by
@@ -38,6 +39,7 @@ _TYPES = {
     "times": ("int64",),
     "ratings": ("float32",),
     "context": ("int32", "float32"),
+    "attribute": ("int32",),
     "ids": ("int64", "text"),
 }
 
@@ -54,7 +56,7 @@ class FileHeader(BaseModel):
 
 
 class Header(BaseModel):
-    """`header.json`: counts, context fields in the order of their files, and file name without ending -> what it is."""
+    """`header.json`: counts, fields in the order of their files, and file name without ending -> what it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,6 +66,7 @@ class Header(BaseModel):
     num_items: int = Field(ge=0, le=2**31 - 1)
     num_interactions: NonNegativeInt
     context: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     files: Mapping[str, FileHeader]
 
     @property
@@ -73,7 +76,8 @@ class Header(BaseModel):
 
     def to_json(self) -> str:
         """Return the header as one JSON text with sorted keys."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        unused = set() if self.attributes else {"attributes"}  # as folders were written before there were any
+        return json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,14 @@ class StoredHistories:
             if f"context-ids-{k}" in self.header.files
         }
 
+    @cached_property
+    def user_attribute_ids(self) -> Mapping[str, Vocabulary]:
+        """Return name -> vocabulary of the user attributes."""
+        return {
+            name: Vocabulary(_mapped(self.folder, self.header, f"attribute-ids-{k}"))
+            for k, name in enumerate(self.header.attributes)
+        }
+
     def to_interactions(self) -> Interactions:
         """Return the ordinary form: user and item rows in memory (16 bytes an interaction), times and ratings mapped.
 
@@ -156,6 +168,11 @@ class StoredHistories:
             ratings=self.ratings,
             context={n: c.astype(np.int64) if c.dtype.kind == "i" else c for n, c in self.context.items()},
             context_ids=self.context_ids,
+            user_attributes={
+                name: _mapped(self.folder, self.header, f"attribute-{k}").astype(np.int64)
+                for k, name in enumerate(self.header.attributes)
+            },
+            user_attribute_ids=self.user_attribute_ids,
         )
 
     def verify(self) -> None:
@@ -195,6 +212,8 @@ def open_columnar(folder: str | Path) -> StoredHistories:
     for k in range(len(header.context)):
         if f"context-ids-{k}" in columns:
             _check_range(folder, f"context-{k}", columns[f"context-{k}"], len(columns[f"context-ids-{k}"]))
+    for k in range(len(header.attributes)):
+        _check_range(folder, f"attribute-{k}", columns[f"attribute-{k}"], len(columns[f"attribute-ids-{k}"]))
     return StoredHistories(
         folder=folder,
         header=header,
@@ -244,14 +263,17 @@ def _check_names(folder: Path, header: Header) -> None:
     """Refuse files that are missing, unknown, or of another length than the counts say."""
     lengths = {"indptr": header.num_users + 1, "user-ids": header.num_users, "item-ids": header.num_items}
     fields = range(len(header.context))
-    needed = {"indptr", "items", "user-ids", "item-ids", *(f"context-{k}" for k in fields)}
+    attributes = {f"{file}-{k}" for k in range(len(header.attributes)) for file in ("attribute", "attribute-ids")}
+    lengths |= dict.fromkeys(attributes, header.num_users)
+    needed = {"indptr", "items", "user-ids", "item-ids", *(f"context-{k}" for k in fields), *attributes}
     optional = {"times", "ratings", *(f"context-ids-{k}" for k in fields)}
     for name in sorted(needed - header.files.keys()):
         _raise(folder / HEADER, f"no entry for {name}.npy", "an entry for every file")
     for name, file in header.files.items():
         if name not in needed | optional:
             _raise(folder / HEADER, f"an entry {shown(name)}", ", ".join(sorted(needed | optional)))
-        wanted = file.length if "context-ids" in name else lengths.get(name, header.num_interactions)
+        named = name.startswith(("context-ids-", "attribute-ids-"))
+        wanted = file.length if named else lengths.get(name, header.num_interactions)
         if file.length != wanted:
             _raise(folder / HEADER, f"{file.length} elements of {name}", f"{wanted}, as the counts say")
         kind = "ids" if "ids" in name else name.split("-")[0]
@@ -262,8 +284,9 @@ def _check_names(folder: Path, header: Header) -> None:
         if codes != named:
             found = f"{'codes' if codes else 'values'} {'with' if named else 'without'} names in context field {k}"
             _raise(folder / HEADER, found, "names for codes and for nothing else")
-    if len(set(header.context)) != len(header.context):
-        _raise(folder / HEADER, f"context fields {shown(header.context)}", "every name once")
+    for kind, names in (("context fields", header.context), ("user attributes", header.attributes)):
+        if len(set(names)) != len(names):
+            _raise(folder / HEADER, f"{kind} {shown(names)}", "every name once")
 
 
 def _mapped(folder: Path, header: Header, name: str) -> np.ndarray:

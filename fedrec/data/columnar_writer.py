@@ -19,6 +19,9 @@ from fedrec.data.interactions import Interactions, Vocabulary, in_order
 from fedrec.errors import DataError
 from fedrec.files import replace_file, sync_folder
 
+Attributes = Mapping[str, tuple[np.ndarray, Vocabulary]]
+"""Name of a user attribute -> (num_users,) codes and the vocabulary that they stand in."""
+
 
 class Rows(Columns, Protocol):
     """Some interactions in a row, sorted by user and, within a user, by time; `Interactions` are such rows, too."""
@@ -35,6 +38,7 @@ def write_columnar(
     user_ids: Vocabulary,
     item_ids: Vocabulary,
     context_ids: Mapping[str, Vocabulary] | None = None,
+    attributes: Attributes | None = None,
 ) -> StoredHistories:
     """Write interactions as columnar files and open them.
 
@@ -48,6 +52,7 @@ def write_columnar(
         user_ids: vocabulary of all users; a user may have no interaction.
         item_ids: vocabulary of all items.
         context_ids: name -> vocabulary of the categorical context fields; fields without one are numbers.
+        attributes: what is known of the users themselves.
 
     Raises:
         DataError: where the folder exists, a part is out of order or range, the parts have different columns, or the
@@ -59,7 +64,7 @@ def write_columnar(
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
         try:
-            header = _write_files(partial, rows, user_ids, item_ids, context_ids or {})
+            header = _write_files(partial, rows, user_ids, item_ids, context_ids or {}, attributes or {})
             replace_file(partial / HEADER, header.to_json().encode())
             partial.chmod(0o755)
             os.rename(partial, folder)
@@ -74,8 +79,11 @@ def write_columnar(
 
 def store_interactions(folder: str | Path, interactions: Interactions) -> StoredHistories:
     """Write interactions that are in memory as columnar files; see `write_columnar`."""
-    ids = interactions.context_ids
-    return write_columnar(folder, [interactions], interactions.user_ids, interactions.item_ids, ids)
+    attributes = {
+        name: (codes, interactions.user_attribute_ids[name]) for name, codes in interactions.user_attributes.items()
+    }
+    ids = (interactions.user_ids, interactions.item_ids, interactions.context_ids)
+    return write_columnar(folder, [interactions], *ids, attributes)
 
 
 def _write_files(
@@ -84,6 +92,7 @@ def _write_files(
     user_ids: Vocabulary,
     item_ids: Vocabulary,
     context_ids: Mapping[str, Vocabulary],
+    attributes: Attributes,
 ) -> Header:
     """Write every file but the header, and return what it shall say."""
     counts = np.zeros(len(user_ids), dtype=np.int64)
@@ -110,11 +119,17 @@ def _write_files(
         add({"indptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)})
         add({"user-ids": _ids(user_ids), "item-ids": _ids(item_ids)})
         add({f"context-ids-{k}": _ids(context_ids[n]) for k, n in enumerate(fields or ()) if n in context_ids})
+        for k, (name, (codes, ids)) in enumerate(attributes.items()):
+            if len(codes) != len(user_ids):
+                raise DataError(f"user attribute {name} has {len(codes)} rows, there are {len(user_ids)} users")
+            codes = _check_rows(f"user attribute {name!r}", codes, len(ids)).astype(np.int32)
+            add({f"attribute-{k}": codes, f"attribute-ids-{k}": _ids(ids)})
         return Header(
             num_users=len(user_ids),
             num_items=len(item_ids),
             num_interactions=int(counts.sum()),
             context=fields or (),
+            attributes=tuple(attributes),
             files={name: file.finish() for name, file in files.items()},
         )
 

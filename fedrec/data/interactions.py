@@ -70,6 +70,9 @@ class Interactions:
         ratings: (n,) float32, or None.
         context: name -> (n,) int64 code into `context_ids[name]`, or float32 for numeric fields.
         context_ids: name -> vocabulary, for categorical fields.
+        user_attributes: name -> (num_users,) int64 code into `user_attribute_ids[name]`: facts about the users
+            themselves, to tell evaluated groups apart. Batches do not carry them, so that no model can use them.
+        user_attribute_ids: name -> vocabulary, public: the same on every node.
 
     Raises:
         DataError: on columns of different lengths or rows outside the vocabularies.
@@ -83,6 +86,8 @@ class Interactions:
     ratings: np.ndarray | None = None
     context: Mapping[str, np.ndarray] = field(default_factory=dict)
     context_ids: Mapping[str, Vocabulary] = field(default_factory=dict)
+    user_attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    user_attribute_ids: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the columns and bring them into user and time order."""
@@ -92,11 +97,22 @@ class Interactions:
         for name, rows, ids in (("users", self.users, self.user_ids), ("items", self.items, self.item_ids)):
             if len(rows) and (rows.min() < 0 or rows.max() >= len(ids)):
                 raise DataError(f"{name} holds rows {rows.min()}..{rows.max()}, allowed are 0..{len(ids) - 1}")
+        self._check_user_attributes()
         if not in_order(self.users, self.times):
             keys = (self.users,) if self.times is None else (self.times, self.users)
             sorted_self = self.take(np.lexsort(keys), check=False)
             for name in ("users", "items", "times", "ratings", "context"):
                 object.__setattr__(self, name, getattr(sorted_self, name))
+
+    def _check_user_attributes(self) -> None:
+        for name, codes in self.user_attributes.items():
+            num = len(self.user_attribute_ids[name]) if name in self.user_attribute_ids else 0
+            if len(codes) != len(self.user_ids):
+                raise DataError(f"user attribute {name} has {len(codes)} rows, there are {len(self.user_ids)} users")
+            if len(codes) and (codes.min() < 0 or codes.max() >= num):
+                raise DataError(
+                    f"user attribute {name} holds codes {codes.min()}..{codes.max()}, its vocabulary has {num} values"
+                )
 
     def _columns(self) -> dict[str, np.ndarray]:
         columns = {"users": self.users, "items": self.items, "times": self.times, "ratings": self.ratings}
@@ -153,15 +169,28 @@ class Interactions:
         new_row = np.full(self.num_users, -1, dtype=np.int64)
         new_row[rows] = np.arange(len(rows))
         kept = self.take(new_row[self.users] >= 0, check=False)
-        return replace(kept, users=new_row[kept.users], user_ids=Vocabulary(self.user_ids.ids[rows]))
+        return replace(
+            kept,
+            users=new_row[kept.users],
+            user_ids=Vocabulary(self.user_ids.ids[rows]),
+            user_attributes={name: codes[rows] for name, codes in self.user_attributes.items()},
+        )
 
-    def fingerprint(self) -> str:
-        """Return a short hash of ids and columns: equal data has equal fingerprints."""
+    def fingerprint(self, with_attributes: bool = True) -> str:
+        """Return a short hash of ids and columns: equal data has equal fingerprints.
+
+        Args:
+            with_attributes: tell data with different user attributes apart. Without, the hash is of what models are
+                trained and served with.
+        """
         digest = hashlib.blake2b(digest_size=8)
         for ids in (self.user_ids.ids, self.item_ids.ids):
             digest.update("\n".join(map(str, ids.tolist())).encode())
         for name, column in self._columns().items():
             digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
+        for name, codes in self.user_attributes.items() if with_attributes else ():
+            values = self.user_attribute_ids[name].ids[codes].tolist()
+            digest.update("\n".join(["user attribute", name, *map(str, values)]).encode())
         return digest.hexdigest()
 
 

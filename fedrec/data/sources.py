@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from fedrec.data.catalogue import Catalogue, Dataset
 from fedrec.data.columnar import is_columnar, open_columnar
-from fedrec.data.interactions import Vocabulary, deduplicate
-from fedrec.data.named import amazon, frappe, lastfm, movielens
+from fedrec.data.interactions import Interactions, Vocabulary, deduplicate
+from fedrec.data.named import amazon, depaul, frappe, incarmusic, lastfm, movielens
 from fedrec.data.named.folders import Home, find_folder, locate
 from fedrec.data.reading.columns import ColumnNames
 from fedrec.data.reading.problems import nearest
@@ -26,22 +26,27 @@ from fedrec.randomness import Key
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set: where it lies, how its interactions are read and its items described."""
+    """A named data set: where it lies, how its interactions are read, its items described and its users known."""
 
     home: Home
     read: Callable[[Path], Values]
     describe: Callable[[Path, Vocabulary], Catalogue]
+    with_users: Callable[[Path, Interactions], Interactions] = lambda folder, interactions: interactions
 
 
 SOURCES: Mapping[str, Source] = {
-    "ml-100k": Source(movielens.ML_100K, movielens.read_ml_100k, movielens.describe_ml_100k),
-    "ml-1m": Source(movielens.ML_1M, movielens.read_ml_1m, movielens.describe_ml_1m),
+    "ml-100k": Source(
+        movielens.ML_100K, movielens.read_ml_100k, movielens.describe_ml_100k, movielens.with_users_of_ml_100k
+    ),
+    "ml-1m": Source(movielens.ML_1M, movielens.read_ml_1m, movielens.describe_ml_1m, movielens.with_users_of_ml_1m),
     "ml-latest-small": Source(
         movielens.ML_LATEST_SMALL, movielens.read_ml_latest_small, movielens.describe_ml_latest_small
     ),
     "amazon-video": Source(amazon.AMAZON_VIDEO, amazon.read_amazon_video, amazon.describe_amazon_video),
     "lastfm-2k": Source(lastfm.LASTFM_2K, lastfm.read_lastfm_2k, lastfm.describe_lastfm_2k),
     "frappe": Source(frappe.FRAPPE, frappe.read_frappe, frappe.describe_frappe),
+    "depaul-movie": Source(depaul.DEPAUL_MOVIE, depaul.read_depaul_movie, depaul.describe_depaul_movie),
+    "incarmusic": Source(incarmusic.INCARMUSIC, incarmusic.read_incarmusic, incarmusic.describe_incarmusic),
 }
 
 
@@ -103,6 +108,7 @@ def _from_source(name: str, min_rating: float | None, repeat: bool, user_tags: b
     folder = find_folder(source.home)
     interactions = to_interactions(source.read(folder), min_rating, name)
     interactions = interactions if repeat else deduplicate(interactions)
+    interactions = source.with_users(folder, interactions)
     describe = source.describe
     if user_tags and name == "ml-latest-small":
         describe = partial(movielens.describe_ml_latest_small, user_tags=True)

@@ -39,7 +39,12 @@ def some() -> Interactions:
     rows = [(u, (u + 3 * i) % 9, i) for u in (5, 0, 1, 3, 4) for i in range(u + 1)]
     data = make(rows, num_users=6, num_items=9)
     heat = np.linspace(0, 1, len(data)).astype(np.float32)
-    return replace(data, context={**data.context, "heat": heat})
+    return replace(
+        data,
+        context={**data.context, "heat": heat},
+        user_attributes={"hair": np.array([0, 1, 1, 0, 2, 2])},
+        user_attribute_ids={"hair": Vocabulary(np.array(["red", "none", "unknown"]))},
+    )
 
 
 def same_batches(left: UserBatch, right: UserBatch) -> None:
@@ -61,6 +66,20 @@ def same_batches(left: UserBatch, right: UserBatch) -> None:
 @pytest.fixture
 def stored(tmp_path: Path) -> StoredHistories:
     return store_interactions(tmp_path / "data", some())
+
+
+def test_folders_without_user_attributes_are_what_they_were_before_there_were_any(tmp_path: Path) -> None:
+    plain = replace(some(), user_attributes={}, user_attribute_ids={})
+    stored = store_interactions(tmp_path / "data", plain)
+    assert "attribute" not in (stored.folder / HEADER).read_text()
+    assert not stored.to_interactions().user_attributes
+
+
+def test_an_attribute_that_does_not_know_every_user_is_refused(tmp_path: Path) -> None:
+    data = some()
+    attributes = {"hair": (np.zeros(5, dtype=np.int64), data.user_attribute_ids["hair"])}
+    with pytest.raises(DataError, match="user attribute hair has 5 rows, there are 6 users"):
+        write_columnar(tmp_path / "data", [data], data.user_ids, data.item_ids, data.context_ids, attributes)
 
 
 @given(data=histories(repeat=True), max_elements=st.integers(1, 30))
@@ -105,6 +124,8 @@ def test_everything_comes_back(stored: StoredHistories) -> None:
     assert back.fingerprint() == data.fingerprint()
     assert back.user_ids.ids.tolist() == data.user_ids.ids.tolist()
     assert back.context_ids["place"].ids.tolist() == ["home", "way", "work"] and "heat" not in back.context_ids
+    assert back.user_attributes["hair"].tolist() == [0, 1, 1, 0, 2, 2]
+    assert back.user_attribute_ids["hair"].ids.tolist() == ["red", "none", "unknown"]
     assert (len(stored), stored.num_users, stored.num_items) == (len(data), 6, 9)
     assert stored.items.dtype == np.int32 and not stored.items.flags.writeable
     files = [path for path in stored.folder.iterdir() if path.name != HEADER]
@@ -273,6 +294,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "item out of range": (put("items", [0] * (NUM - 1) + [9], "int32"), r"rows 0\.\.9; allowed: 0\.\.8"),
     "negative item": (put("items", [-1] + [0] * (NUM - 1), "int32"), r"rows -1\.\.0"),
     "code out of range": (put("context-0", [3] * NUM, "int32"), r"rows 3\.\.3"),
+    "attribute out of range": (put("attribute-0", [3] * 6, "int32"), r"attribute-0.*rows 3\.\.3"),
+    "attribute not named": (edit(lambda h: h.update(attributes=[])), "an entry 'attribute-0'"),
+    "attribute without names": (edit(lambda h: h["files"].pop("attribute-ids-0")), "no entry for attribute-ids-0"),
     "indptr falls": (put("indptr", [0, 5, 3, *INDPTR[3:]], "int64"), "5 before 3 at user 1"),
     "indptr starts late": (put("indptr", [1, *INDPTR[1:]], "int64"), "ends 1 and"),
     "indptr ends late": (put("indptr", [*INDPTR[:-1], NUM + 5], "int64"), f"and {NUM + 5}"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrec.data.batches import make_batch
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.interactions import Interactions, Vocabulary, deduplicate
+from fedrec.data.reading.reader import rated_at_least
 from fedrec.errors import DataError
 from tests.data.histories import histories, ids, make
 
@@ -53,6 +57,42 @@ def test_columns_follow_the_sorting() -> None:
     assert data.items.tolist() == [2, 1, 0]
     assert data.ratings is not None and data.ratings.tolist() == [2, 1, 0]
     assert data.context["place"].tolist() == [2, 1, 0]
+
+
+def known(data: Interactions, codes: list[int]) -> Interactions:
+    """Say of each user whether they are young."""
+    ids = {"age": Vocabulary(np.array(["young", "old"]))}
+    return replace(data, user_attributes={"age": np.array(codes)}, user_attribute_ids=ids)
+
+
+def test_user_attributes_follow_their_users_wherever_these_go() -> None:
+    data = known(make([(0, 0, 5), (2, 1, 6), (3, 0, 1)], num_users=4, num_items=2), [0, 1, 1, 0])
+    part = data.of_users(np.array([3, 1]))
+    assert part.user_attributes["age"].tolist() == [0, 1] and part.user_ids.ids.tolist() == ["user 3", "user 1"]
+    assert data.take(np.array([0])).user_attributes["age"].tolist() == [0, 1, 1, 0]
+    rated = rated_at_least(data, 1, "the data")
+    assert rated.user_ids.ids.tolist() == ["user 2", "user 3"] and rated.user_attributes["age"].tolist() == [1, 0]
+
+
+def test_batches_do_not_carry_user_attributes() -> None:
+    data = make([(0, 0, 5), (0, 1, 6), (1, 0, 1)], num_users=2, num_items=2)
+    plain, more = (make_batch(one, np.arange(2)) for one in (data, known(data, [0, 1])))
+    assert vars(plain).keys() == vars(more).keys() and set(plain.context) == set(more.context) == {"place"}
+
+
+def test_user_attributes_must_fit_their_users_and_their_vocabulary() -> None:
+    data = make([(0, 0, 5)], num_users=2, num_items=1)
+    with pytest.raises(DataError, match="user attribute age has 1 rows, there are 2 users"):
+        known(data, [0])
+    with pytest.raises(DataError, match=r"holds codes 0\.\.2, its vocabulary has 2 values"):
+        known(data, [0, 2])
+
+
+def test_fingerprints_tell_user_attributes_apart_unless_asked_for_what_models_see() -> None:
+    data = make([(0, 0, 5), (1, 0, 3)], num_users=2, num_items=1)
+    one, two = known(data, [0, 1]), known(data, [1, 1])
+    assert len({each.fingerprint() for each in (data, one, two)}) == 3
+    assert len({each.fingerprint(with_attributes=False) for each in (data, one, two)}) == 1
 
 
 def test_fingerprints_tell_data_apart() -> None:

@@ -19,6 +19,8 @@ SETS = {
     "amazon-video": ("amazon-video-pfedrec", (63_836, 8_072, 11_830), None, False),
     "lastfm-2k": ("lastfm-2k", (71_064, 1_892, 12_523), None, True),
     "frappe": ("frappe", (18_842, 957, 4_082), 31, True),
+    "depaul-movie": ("depaul-movie", (1_443, 97, 79), None, False),
+    "incarmusic": ("incar-music", (930, 42, 139), 10, True),
 }
 
 
@@ -41,6 +43,34 @@ def test_frappe_repeats_pairs_in_context() -> None:
     assert len(found.context_ids["daytime"]) == 7 and len(found.context_ids["country"]) == 80
     kept = split("leave_one_out", found, Key.from_seed(0), repeat=True)
     assert len(kept.train) + len(kept.validation) + len(kept.test) == 96_203
+
+
+@needs("depaul-movie", "incar-music")
+def test_surveys_of_contexts_keep_every_rating_if_asked_and_unknown_is_a_value() -> None:
+    movies = load("depaul-movie", repeat=True).interactions
+    assert len(movies) == 5_043 and movies.times is None
+    assert {name: len(ids) for name, ids in movies.context_ids.items()} == {"Time": 3, "Location": 3, "Companion": 4}
+    unknown = movies.context_ids["Companion"].rows(np.array(["unknown"]))
+    assert (movies.context["Companion"] == unknown).sum() == 1_448
+    music = load("incarmusic", repeat=True).interactions
+    assert len(music) == 4_012 and music.times is None and len(music.context) == 8
+    known = sum(column != music.context_ids[n].rows(np.array(["unknown"])) for n, column in music.context.items())
+    assert known.max() == 1 and 0 < (known == 0).sum() < len(music)
+
+
+# name -> folder, (women, men), users of each age group
+PEOPLE = {
+    "ml-100k": ((273, 670), (36, 198, 310, 194, 80, 73, 52)),
+    "ml-1m": ((1_709, 4_331), (222, 1_103, 2_096, 1_193, 550, 496, 380)),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in PEOPLE])
+def test_movielens_knows_gender_age_and_occupation_of_every_user(name: str) -> None:
+    found = load(name).interactions
+    counts = {n: np.bincount(c, minlength=len(found.user_attribute_ids[n])) for n, c in found.user_attributes.items()}
+    assert counts["gender"].tolist() == [*PEOPLE[name][0], 0] and counts["age"].tolist() == [*PEOPLE[name][1], 0]
+    assert (counts["occupation"][:-1] > 0).all() and len(counts["occupation"]) == 22 and not counts["occupation"][-1]
 
 
 @needs("lastfm-2k")

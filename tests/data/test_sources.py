@@ -276,6 +276,81 @@ def test_frappe_has_context_and_no_times(write, monkeypatch: pytest.MonkeyPatch,
     assert len(load("frappe").interactions) == 2
 
 
+def test_surveys_have_context_and_no_times(write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    films = "userid,itemid,rating,Time,Location,Companion\n7,tt2,2,NA,NA,NA\n7,tt1,5,Weekend,Home,Alone\n"
+    write(films, "depaul-movie/ratings.txt")
+    head = "UserID,ItemID, Rating,DrivingStyle,landscape,mood,naturalphenomena ,RoadType,sleepiness,trafficConditions,"
+    write(head + "weather\n1,9,2,,,,,,,,sunny\n1,8,0,,,sad,,,,,\n", "incar-music/ContextualRating.csv")
+    tracks = "id, album, artist, title, mp3url, description, imageurl, category_id\n"
+    write(tracks + "9,\\N,A Band,A Song,m,\\N,i,2\n8,An Album,\\N,Song,m,\\N,i,\\N\n", "incar-music/Music_Track.csv")
+    write("2,Jazz music\n", "incar-music/Music_Category.csv")
+    monkeypatch.setenv("FEDREC_DATA", str(tmp_path))
+    data = load("depaul-movie")
+    assert rows(data) == [(7, "tt2", None), (7, "tt1", None)]
+    found = data.interactions
+    assert found.ratings is not None and found.ratings.tolist() == [2, 5]
+    companion = found.context_ids["Companion"].ids[found.context["Companion"]]
+    assert companion.tolist() == ["unknown", "Alone"]
+    data = load("incarmusic")
+    assert rows(data) == [(1, 9, None), (1, 8, None)]
+    found = data.interactions
+    assert found.context_ids["weather"].ids[found.context["weather"]].tolist() == ["sunny", "unknown"]
+    assert found.context_ids["mood"].ids[found.context["mood"]].tolist() == ["unknown", "sad"]
+    catalogue = data.catalogue
+    assert catalogue.texts == ["Song. From An Album", "A Song. Categories: Jazz music. By A Band"]
+    assert catalogue.categories is not None and catalogue.categories.tolist() == [[False], [True]]
+
+
+def movielens_100k(write, users: str) -> None:
+    """Write an ml-100k of three users with one film."""
+    write("1\t5\t5\t100\n2\t5\t3\t50\n3\t5\t4\t70\n", "ml-100k/u.data")
+    write("Action|1\n", "ml-100k/u.genre")
+    write("|".join(["5", "Film (1990)", "", "", "", "1", *["0"] * 18]) + "\n", "ml-100k/u.item")
+    if users:
+        write(users, "ml-100k/u.user")
+
+
+def test_facts_about_users_are_attributes_and_who_is_not_listed_is_unknown(
+    write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    movielens_100k(write, "1|17|M|student|0\n3|56|F|writer|0\n4|30|F|none|0\n")
+    monkeypatch.setenv("FEDREC_DATA", str(tmp_path))
+    found = load("ml-100k").interactions
+    told = {name: ids.ids[found.user_attributes[name]].tolist() for name, ids in found.user_attribute_ids.items()}
+    assert told == {
+        "gender": ["male", "unknown", "female"],
+        "age": ["under 18", "unknown", "56 and over"],
+        "occupation": ["student", "unknown", "writer"],
+    }
+    assert not found.context and not load("ml-100k").catalogue.features
+
+
+def test_a_copy_without_facts_about_users_is_read_without(
+    write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    movielens_100k(write, "")
+    monkeypatch.setenv("FEDREC_DATA", str(tmp_path))
+    assert not load("ml-100k").interactions.user_attributes
+
+
+@pytest.mark.parametrize(
+    ("users", "words"),
+    [
+        ("1|17|X|student|0\n", r"u\.user, line 1, column 'gender': found 'X'; allowed: female, male"),
+        ("1|17|M|student|0\n2|old|M|student|0\n", r"line 2, column 'age': found 'old'"),
+        ("1|17|M|pirate|0\n", "column 'occupation': found 'pirate'"),
+        ("1|17|M|student\n", "4 fields; allowed: 5 fields"),
+    ],
+)
+def test_wrong_facts_about_users_are_named(
+    users: str, words: str, write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    movielens_100k(write, users)
+    monkeypatch.setenv("FEDREC_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=words):
+        load("ml-100k")
+
+
 def test_a_set_without_its_catalogue_file_says_so(write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write("1\t2\t5\t100\n", "ml-100k/u.data")
     monkeypatch.setenv("FEDREC_DATA", str(tmp_path))

@@ -6,8 +6,9 @@ import csv
 from pathlib import Path
 
 from fedrec.data.catalogue import Catalogue
-from fedrec.data.interactions import Vocabulary
+from fedrec.data.interactions import Interactions, Vocabulary
 from fedrec.data.named.archives import Archive
+from fedrec.data.named.demographics import AGE_GROUPS, Attribute, age_group, with_user_attributes
 from fedrec.data.named.describing import ItemFacts, describe, require_fields
 from fedrec.data.named.folders import Home, find_file, require_file_of
 from fedrec.data.reading.columns import ColumnNames
@@ -18,6 +19,53 @@ from fedrec.data.reading.values import Values
 _SITE = "https://files.grouplens.org/datasets/movielens/"
 _HEADER = ("user", "item", "rating", "timestamp")
 _NUM_GENRES_100K = 19
+_GENDERS = {"F": "female", "M": "male"}
+_OCCUPATIONS_100K = (
+    "administrator",
+    "artist",
+    "doctor",
+    "educator",
+    "engineer",
+    "entertainment",
+    "executive",
+    "healthcare",
+    "homemaker",
+    "lawyer",
+    "librarian",
+    "marketing",
+    "none",
+    "other",
+    "programmer",
+    "retired",
+    "salesman",
+    "scientist",
+    "student",
+    "technician",
+    "writer",
+)
+_OCCUPATIONS_1M = (
+    "other or not specified",
+    "academic/educator",
+    "artist",
+    "clerical/admin",
+    "college/grad student",
+    "customer service",
+    "doctor/health care",
+    "executive/managerial",
+    "farmer",
+    "homemaker",
+    "K-12 student",
+    "lawyer",
+    "programmer",
+    "retired",
+    "sales/marketing",
+    "scientist",
+    "self-employed",
+    "technician/engineer",
+    "tradesman/craftsman",
+    "unemployed",
+    "writer",
+)
 
 ML_100K = Home(
     name="ml-100k",
@@ -27,7 +75,7 @@ ML_100K = Home(
     archive=Archive(
         url=_SITE + "ml-100k.zip",
         checksum="md5:0e33842e24a9c977be4e0107933c0723",
-        files=("u.data", "u.item", "u.genre", "README"),
+        files=("u.data", "u.item", "u.genre", "u.user", "README"),
     ),
 )
 ML_1M = Home(
@@ -38,7 +86,7 @@ ML_1M = Home(
     archive=Archive(
         url=_SITE + "ml-1m.zip",
         checksum="md5:c4d9eecfca2ab87c1945afe126590906",
-        files=("ratings.dat", "movies.dat", "README"),
+        files=("ratings.dat", "movies.dat", "users.dat", "README"),
     ),
 )
 ML_LATEST_SMALL = Home(
@@ -71,6 +119,19 @@ def describe_ml_100k(folder: Path, item_ids: Vocabulary) -> Catalogue:
     return describe(item_ids, facts)
 
 
+def with_users_of_ml_100k(folder: Path, interactions: Interactions) -> Interactions:
+    """Add gender, age group and occupation of `u.user` (id, age, gender, occupation, zip code) where it is there."""
+    path = find_file(folder, "u.user")
+    if path is None:
+        return interactions
+    attributes = {
+        "gender": Attribute(2, list(_GENDERS.values()), _GENDERS.__getitem__),
+        "age": Attribute(1, AGE_GROUPS, age_group),
+        "occupation": Attribute(3, _OCCUPATIONS_100K, str),
+    }
+    return with_user_attributes(interactions, path, "|", 5, attributes)
+
+
 def read_ml_1m(folder: Path) -> Values:
     """Read `ratings.csv` (with a header), or the official `ratings.dat` ("::" between fields, no header)."""
     path = require_file_of(folder, "ratings.csv", "ratings.dat")
@@ -87,6 +148,19 @@ def describe_ml_1m(folder: Path, item_ids: Vocabulary) -> Catalogue:
         item_id, title, genres = require_fields(path, line, text.split("::"), 3)
         facts[item_id] = ItemFacts(title, genres.split("|"), more.get(item_id, ""))
     return describe(item_ids, facts)
+
+
+def with_users_of_ml_1m(folder: Path, interactions: Interactions) -> Interactions:
+    """Add gender, age group and occupation of `users.dat` (id, gender, age, occupation, zip) where it is there."""
+    path = find_file(folder, "users.dat")
+    if path is None:
+        return interactions
+    attributes = {
+        "gender": Attribute(1, list(_GENDERS.values()), _GENDERS.__getitem__),
+        "age": Attribute(2, AGE_GROUPS, age_group),
+        "occupation": Attribute(3, _OCCUPATIONS_1M, lambda text: _OCCUPATIONS_1M[int(text)]),
+    }
+    return with_user_attributes(interactions, path, "::", 5, attributes)
 
 
 def _plots(path: Path | None) -> dict[str, str]:

@@ -153,9 +153,8 @@ def _seconds(micros: np.ndarray) -> np.ndarray:
 def rated_at_least(interactions: Interactions, min_rating: float, where: str) -> Interactions:
     """Drop rows below `min_rating` and then users and items without a row, as `to_interactions` does."""
     kept = interactions.take(_at_least(interactions.ratings, min_rating, where), check=False)
-    user_ids, users = _used(kept.user_ids, kept.users)
     item_ids, items = _used(kept.item_ids, kept.items)
-    return replace(kept, users=users, items=items, user_ids=user_ids, item_ids=item_ids)
+    return replace(kept, items=items, item_ids=item_ids).of_users(np.flatnonzero(kept.lengths))
 
 
 def _at_least(ratings: np.ndarray | None, min_rating: float, where: str) -> np.ndarray:
