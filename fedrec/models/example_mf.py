@@ -66,7 +66,7 @@ class ExampleMatrixFactorization(Als):
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Draw the item vectors from a normal distribution; shared: items (num_items, dim) float32."""
         state = super().init(catalogue, key)
-        return ServerState(state.shared, server_optimizer.begin(state.shared["items"], self.config.server_optimizer))
+        return ServerState(state.shared, server_optimizer.begin(state.shared, self.config.server_optimizer))
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zeros: items (M, d) float64."""
@@ -107,10 +107,8 @@ class ExampleMatrixFactorization(Als):
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move the item table by the mean move of the nodes."""
-        items, memory = server_optimizer.step(
-            server.shared["items"], release.blocks["items"], server.memory, self.config.server_optimizer
-        )
-        return ServerState({**server.shared, "items": items}, memory)
+        config = self.config.server_optimizer
+        return ServerState(*server_optimizer.step(server.shared, release.blocks, server.memory, config))
 
 
 class Factors(nn.Module):

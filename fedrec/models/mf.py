@@ -76,7 +76,7 @@ class MatrixFactorization(Als):
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Draw the item vectors from a normal distribution; shared: items (num_items, dim) float32."""
         state = super().init(catalogue, key)
-        return ServerState(state.shared, server_optimizer.begin(state.shared["items"], self.config.server_optimizer))
+        return ServerState(state.shared, server_optimizer.begin(state.shared, self.config.server_optimizer))
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zeros: items (M, d) float64."""
@@ -102,8 +102,5 @@ class MatrixFactorization(Als):
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move the item table by the mean move of the users."""
-        items = server.shared["items"]
-        items, memory = server_optimizer.step(
-            items, release.blocks["items"], server.memory, self.config.server_optimizer
-        )
-        return ServerState({**server.shared, "items": items}, memory)
+        config = self.config.server_optimizer
+        return ServerState(*server_optimizer.step(server.shared, release.blocks, server.memory, config))

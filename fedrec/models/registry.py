@@ -18,6 +18,7 @@ from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
+from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ _EXACT: dict[str, _Entry] = {
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
+    "two_tower": _Entry(TwoTowerConfig, lambda values, _: TwoTower(values)),
 }
 _BOUNDED: dict[str, _Entry] = {
     "als": _Entry(BoundedAlsConfig, lambda values, norm: BoundedAls(values, norm or 1.0)),

@@ -21,12 +21,12 @@ def start(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def ours(config: ServerOptimizerConfig, num: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    parameters = start(dtype)
+    parameters = {"items": start(dtype)}
     memory = begin(parameters, config)
     for move in moves(num):
-        parameters, memory = step(parameters, move, memory, config)
+        parameters, memory = step(parameters, {"items": move}, memory, config)
     assert memory["step"].tolist() == [num]
-    return parameters
+    return parameters["items"]
 
 
 def of_torch(optimizer: torch.optim.Optimizer, parameters: torch.Tensor, num: int) -> torch.Tensor:
@@ -60,25 +60,55 @@ def test_rate_one_without_momentum_is_plain_averaging() -> None:
     assert torch.equal(ours(plain, 3), start() + moves(3)[0] + moves(3)[1] + moves(3)[2])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
 def test_parameters_keep_their_type_and_arguments_stay_as_they_are(name: str) -> None:
     config = ServerOptimizerConfig(name=name)
-    parameters = start(torch.float32)
+    parameters = {"items": start(torch.float32)}
     memory = begin(parameters, config)
-    moved, after = step(parameters, moves(1)[0], memory, config)
+    found, after = step(parameters, {"items": moves(1)[0]}, memory, config)
+    moved = found["items"]
     assert moved.dtype == torch.float32 and after.keys() == memory.keys()
     assert {key: (value.shape, value.dtype) for key, value in after.items()} == {
         key: (value.shape, value.dtype) for key, value in memory.items()
     }
-    assert torch.equal(parameters, start(torch.float32)) and not any(bool(value.any()) for value in memory.values())
+    assert torch.equal(parameters["items"], start(torch.float32)) and not any(bool(value.any()) for value in memory.values())
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
 def test_no_move_is_no_step_from_rest(name: str) -> None:
     config = ServerOptimizerConfig(name=name)
-    moved, _ = step(start(), torch.zeros(SHAPE, dtype=torch.float64), begin(start(), config), config)
-    assert torch.equal(moved, start())
+    parameters, still = {"items": start()}, {"items": torch.zeros(SHAPE, dtype=torch.float64)}
+    moved, _ = step(parameters, still, begin(parameters, config), config)
+    assert torch.equal(moved["items"], start())
 
+
+def test_several_parameters_move_as_each_would_alone() -> None:
+    config = ServerOptimizerConfig(name="adam")
+    both = {"items": start(), "bias": start() * 3}
+    moved, _ = step(both, {"items": moves(2)[0], "bias": moves(2)[1]}, begin(both, config), config)
+    for name, move in zip(both, moves(2), strict=True):
+        alone, _ = step({name: both[name]}, {name: move}, begin({name: both[name]}, config), config)
+        assert torch.equal(moved[name], alone[name])
+
+
+def test_yogi_follows_the_paper() -> None:
+    """Algorithm 2: v moves towards the square of the move by a share of that square, whatever their distance."""
+    config = ServerOptimizerConfig(name="yogi", learning_rate=0.1, momentum=0.9, second_momentum=0.9, stability=1e-3)
+    mean, square, expected = torch.zeros(SHAPE), torch.zeros(SHAPE), start()
+    for number, move in enumerate(moves(7), start=1):
+        mean = 0.9 * mean + 0.1 * move
+        square = square - 0.1 * move.square() * torch.sign(square - move.square())
+        expected += 0.1 * mean / (1 - 0.9**number) / ((square / (1 - 0.9**number)).sqrt() + 1e-3)
+    torch.testing.assert_close(ours(config, 7), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_rate_rises_over_the_warm_up_and_falls_to_nothing() -> None:
+    config = ServerOptimizerConfig(learning_rate=2.0, warmup_rounds=10, decay_rounds=100)
+    rates = [config.rate(number) for number in range(1, 121)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) < 2.0
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True)), "it rises"
+    assert all(a > b for a, b in zip(rates[10:99], rates[11:100], strict=True)), "it falls"
+    assert rates[100:] == [0.0] * 20
 
 @pytest.mark.parametrize(
     "setting",

@@ -1,0 +1,104 @@
+"""All towers of a model in one module, and where their parameters start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fedrec.models.towers.context import ContextTower
+from fedrec.models.towers.dropout import Dropout
+from fedrec.models.towers.fusion import FusionName, make_fusion
+from fedrec.models.towers.history import HistoryConfig, make_history
+from fedrec.models.towers.windows import Windows
+from fedrec.randomness import Key
+
+
+class Towers(nn.Module):
+    """Item table, history tower, context tower and fusion; made without memory, for parameters that come from outside.
+
+    Called as `functional_call(towers, shared, ("queries", ...))`: the first argument says which part is wanted.
+
+    Args:
+        num_items: M.
+        dim: d.
+        history: settings of the history tower.
+        fields: context fields, see `ContextTower`; without any there is no context tower.
+        fusion: name of the fusion.
+    """
+
+    def __init__(
+        self, num_items: int, dim: int, history: HistoryConfig, fields: Mapping[str, int], fusion: FusionName
+    ) -> None:
+        """Make the parts on torch's meta device."""
+        super().__init__()
+        with torch.device("meta"):
+            self.items = nn.Parameter(torch.empty(num_items, dim))
+            self.biases = nn.Parameter(torch.empty(num_items, 1))
+            self.history = make_history(history, dim)
+            gated = history.name != "none"
+            self.context = ContextTower(fields, dim, gated) if fields else None
+            self.past = ContextTower(fields, dim, False) if fields and gated else None
+            self.fusion = make_fusion(fusion, dim)
+
+    def forward(self, part: str, *arguments: object) -> Tensor:
+        """Call a part by name."""
+        result: Tensor = getattr(self, part)(*arguments)
+        return result
+
+    def queries(self, items: Tensor, windows: Windows, dropout: Dropout) -> Tensor:
+        """Return the (..., T, d) vectors that items are scored with at each position.
+
+        Args:
+            items: (..., T, d) vectors of `windows.items`.
+            windows: of the same users; with (T,) tensors instead of (B, T) for a single one.
+            dropout: of the history tower.
+        """
+        if self.past is not None:
+            items = items + self.past(items, windows.past)
+        history: Tensor = self.history(items, windows.gaps, dropout)
+        if self.context is None:
+            return history
+        situation: Tensor = self.context(history, windows.context)
+        return situation
+
+    def scores(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Return the (...) scores of (..., d) queries and item vectors that broadcast, without biases."""
+        scores: Tensor = self.fusion(queries, items)
+        return scores
+
+    def all_scores(self, queries: Tensor) -> Tensor:
+        """Return (n, M) scores of (n, d) queries with every item, biases included."""
+        scores: Tensor = self.fusion.all_items(queries, self.items) + self.biases[:, 0]
+        return scores
+
+    def start(self, key: Key, std: float) -> dict[str, Tensor]:
+        """Draw every parameter.
+
+        Tables and the weights of attention blocks are normal with standard deviation `std`; other layers are Xavier
+        normal, norms start as the identity, biases at 0, and decay rates spread over the window.
+
+        Returns:
+            Name -> float32 tensor on the CPU.
+        """
+        layers = {
+            f"{name}." for name, module in self.named_modules() if isinstance(module, (nn.Linear, nn.RNNCellBase))
+        }
+        norms = {f"{name}." for name, module in self.named_modules() if isinstance(module, nn.LayerNorm)}
+        found = {}
+        for name, parameter in self.named_parameters():
+            shape, owner = tuple(parameter.shape), name.rpartition(".")[0] + "."
+            draws = torch.randn(shape, generator=key.fold(name).torch_generator())
+            if owner in norms:
+                found[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+            elif name.endswith("rates"):
+                found[name] = -torch.linspace(0.0, math.log(32.0), len(parameter))
+            elif name == "biases" or (owner in layers and len(shape) == 1):
+                found[name] = torch.zeros(shape)
+            elif owner in layers and not name.startswith("history.blocks."):
+                found[name] = draws * math.sqrt(2.0 / sum(shape))
+            else:
+                found[name] = draws * std
+        return found
