@@ -58,13 +58,14 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
     node.take_part(plan, repeatable=not key.from_system)
     sampling = 1.0 if plan is None else plan.event_for_round(round_number).sampling_probability
     cohort = draw_cohort(node.data.user_keys, sampling, assemble.draws_key(config).fold("round", round_number))
-    state = PrivateState(len(node.data.user_keys), node.store.load_state())
+    kept = node.state_after(round_number - 1)
+    state = PrivateState(len(node.data.user_keys), kept)
     model = assemble.model_of(config)
     micro_batch = config.runtime.micro_batch or model.batch_cells
     total, diagnostics = sum_contributions(
         model,
         node.shared,
-        user_batches(node.data.split.train, cohort, micro_batch, keys=node.data.user_keys),
+        user_batches(node.data.split.train, cohort, micro_batch, keys=node.data.user_keys, state=kept),
         float("inf") if plan is None else plan.clipping_norm,
         key,
         assemble.device_of(config),
@@ -72,7 +73,7 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
     )
     if plan is not None and plan.trust_model == "local":
         total = add_noise_to_users(total, plan, round_number, node.data.user_keys[cohort], node.noise_key)
-    node.store.save_state(state.tensors)
+    node.store.save_round(node.run_id, round_number, state.tensors)
     return total, diagnostics
 
 
@@ -127,6 +128,7 @@ def evaluate(message: Message, context: Context) -> Message:
         config.evaluation.repeat,
         (assemble.run_key(config), node.data.user_keys) if sampled else None,
         assemble.device_of(config),
+        node.state_after(node.round),
     )
     return node.reply({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in counts.items()}, {})
 
@@ -162,6 +164,10 @@ class _Node:
         """Return what noise of this node is drawn from; whoever was absent before has changed the parameters."""
         key = assemble.noise_key(self.config)
         return key.fold("absences", self._absences) if self._absences else key
+
+    def state_after(self, round_number: int) -> dict[str, torch.Tensor]:
+        """Return what this node kept of its users after a round, so that a round asked for again is the same round."""
+        return self.store.load_round(self.run_id, round_number, len(self.data.user_keys))
 
     def take_part(self, plan: PrivacyPlan | None, repeatable: bool) -> None:
         """Record that this node answers the round, or refuse; see `NodeLedger.take_part`."""

@@ -13,6 +13,7 @@ import torch
 from fedrec import assemble
 from fedrec.config import Config
 from fedrec.data.queries import Queries, parse_query
+from fedrec.device.store import DeviceStore
 from fedrec.errors import ConfigError
 from fedrec.evaluation.nodes import score_users
 from fedrec.evaluation.ranking import Targets, rank
@@ -52,7 +53,8 @@ def write_recommendations(
     try:
         with pq.ParquetWriter(to, _schema(config_json)) as writer:
             for node in range(num_nodes):
-                for table in _gathered(_tables(config_json, node, num_nodes, shared, top, wanted, query)):
+                state = _kept_on(folder, config, node)
+                for table in _gathered(_tables(config_json, node, num_nodes, shared, top, wanted, query, state)):
                     writer.write_table(table)
                     written += table.num_rows
     except OSError as error:
@@ -108,6 +110,15 @@ def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
+def _kept_on(folder: RunFolder, config: Config, node: int) -> dict[str, torch.Tensor]:
+    """Return the private state that a node of a simulation kept of its users; empty where it lies elsewhere."""
+    store = folder.path / "nodes" / str(node)
+    if not store.exists():
+        return {}
+    num_users = len(assemble.node_data(config.to_json(), node, config.federated.num_nodes).user_keys)
+    return DeviceStore(store).load_round(assemble.run_id(config), config.federated.num_rounds, num_users)
+
+
 def _tables(
     config_json: str,
     node: int,
@@ -116,6 +127,7 @@ def _tables(
     top: int,
     wanted: np.ndarray | None,
     query: Mapping[str, np.ndarray],
+    state: Mapping[str, torch.Tensor],
 ) -> Iterator[pa.Table]:
     config = Config.from_json(config_json)
     model, device = assemble.model_of(config), assemble.device_of(config)
@@ -129,7 +141,7 @@ def _tables(
     evaluated = data.test.lengths > 0
     queries: Queries = {name: np.broadcast_to(value, len(user_ids)) for name, value in query.items()}
     for rows in (np.flatnonzero(evaluated), np.flatnonzero(~evaluated)):
-        for batch, scores in score_users(model, shared, history, rows, device, asked, queries):
+        for batch, scores in score_users(model, shared, history, rows, device, asked, queries, state):
             seen = torch.zeros_like(batch.mask) if config.evaluation.repeat else batch.mask
             found = rank(scores, batch.items, seen, Targets.none(batch.num_users), min(top, history.num_items), allowed)
             items = found.items.numpy()

@@ -78,6 +78,8 @@ class UserBatch:
         ratings: (B, L) float32, or None.
         context: name -> (B, L) codes or values.
         keys: (B,) uint64 numpy, what each user's draws follow from; None where the batch was made without.
+        state: name -> (B, ...) private state that the node kept of these users after earlier rounds, with "known" (B,)
+            bool: of whom there is any. Empty where nothing was kept; models read it through `kept`.
         query: name -> (B,) the context that each list is wanted in: int64 codes as in `context`, -1 where unknown, or
             float32 values, NaN where unknown. A field that is not there is unknown for all; in training none is there,
             as the context of an interaction to predict stands in `context`.
@@ -90,6 +92,7 @@ class UserBatch:
     ratings: Tensor | None = None
     context: Mapping[str, Tensor] = field(default_factory=dict)
     keys: np.ndarray | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
     query: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -110,6 +113,22 @@ class UserBatch:
         positions = torch.arange(self.items.shape[1], device=self.items.device)
         return (self.lengths[:, None] - 1 - positions).clamp(min=0)
 
+    def kept(self, name: str, start: Tensor) -> Tensor:
+        """Return what was kept of each user after earlier rounds, or where users start of whom nothing was.
+
+        Args:
+            name: of the private state.
+            start: (...) for all users.
+
+        Returns:
+            (B, ...), of the type and on the device of `start`.
+        """
+        anew = start.expand(self.num_users, *start.shape)
+        if name not in self.state:
+            return anew
+        known = self.state["known"].reshape(-1, *([1] * start.ndim))
+        return torch.where(known, self.state[name].to(start.dtype), anew)
+
     def to(self, device: torch.device) -> UserBatch:
         """Move the tensors to a device; the same batch where they are there already."""
         if self.items.device == device:
@@ -121,17 +140,24 @@ class UserBatch:
             times=None if self.times is None else self.times.to(device),
             ratings=None if self.ratings is None else self.ratings.to(device),
             context={name: column.to(device) for name, column in self.context.items()},
+            state={name: tensor.to(device) for name, tensor in self.state.items()},
             query={name: column.to(device) for name, column in self.query.items()},
         )
 
 
-def make_batch(histories: Histories, rows: np.ndarray, keys: np.ndarray | None = None) -> UserBatch:
+def make_batch(
+    histories: Histories,
+    rows: np.ndarray,
+    keys: np.ndarray | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> UserBatch:
     """Gather the histories of some users into one padded batch.
 
     Args:
         histories: the node's interactions, in memory or mapped from files.
         rows: (B,) rows of the users wanted.
         keys: (num_users,) uint64 of all users, see `fedrec.randomness.user_keys`; only models that draw need them.
+        state: name -> (num_users, ...) private state that was kept of all users, see `UserBatch`.
     """
     first = histories.indptr[rows]
     lengths = histories.indptr[rows + 1] - first
@@ -148,6 +174,7 @@ def make_batch(histories: Histories, rows: np.ndarray, keys: np.ndarray | None =
         ratings=None if histories.ratings is None else padded(histories.ratings),
         context={name: padded(column) for name, column in histories.context.items()},
         keys=None if keys is None else keys[rows],
+        state={name: tensor[torch.from_numpy(rows)] for name, tensor in (state or {}).items()},
     )
 
 
@@ -157,6 +184,7 @@ def user_batches(
     max_elements: int = 2**17,
     max_users: int = 2**16,
     keys: np.ndarray | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Iterator[UserBatch]:
     """Go through users in batches of similar history length.
 
@@ -169,6 +197,7 @@ def user_batches(
         max_elements: bound on B x L of a batch: the micro-batch that bounds memory.
         max_users: bound on B.
         keys: (num_users,) uint64 of all users; only models that draw need them.
+        state: name -> (num_users, ...) private state that was kept of all users, see `UserBatch`.
 
     Raises:
         ConfigError: where a bound is below 1.
@@ -178,7 +207,7 @@ def user_batches(
     rows = np.arange(histories.num_users) if rows is None else np.asarray(rows, dtype=np.int64)
     rows, edges = _buckets(rows, histories.lengths[rows], max_elements, max_users)
     for start, stop in pairwise(edges):
-        yield make_batch(histories, rows[start:stop], keys)
+        yield make_batch(histories, rows[start:stop], keys, state)
 
 
 def _buckets(rows: np.ndarray, lengths: np.ndarray, max_elements: int, max_users: int) -> tuple[np.ndarray, list[int]]:

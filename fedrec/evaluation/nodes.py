@@ -35,6 +35,7 @@ def evaluate_users(
     repeat: bool = False,
     sampled: tuple[Key, np.ndarray] | None = None,
     device: torch.device | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
     """Rank the held-out items of all users of a node and count.
 
@@ -51,6 +52,7 @@ def evaluate_users(
         repeat: rank items met before, too.
         sampled: (key, (num_users,) uint64 user keys): also rank among 99 uniform negatives, 5 draws (compatibility).
         device: where to compute; the CPU where None.
+        state: name -> (num_users, ...) private state that the node kept of its users, see `UserBatch`.
 
     Returns:
         Counts as of `zero_counts`, sums over this node's users.
@@ -64,7 +66,7 @@ def evaluate_users(
     counts["items"][0] += np.bincount(split.train.items, minlength=history.num_items)
     for turn, aims in enumerate(turns(held_out)):
         rows, shares = np.flatnonzero(aims.lengths), aims.lengths / held_out.lengths.clip(min=1)
-        for batch, scores in score_users(model, shared, history, rows, device, queries=queries_of(aims)):
+        for batch, scores in score_users(model, shared, history, rows, device, None, queries_of(aims), state):
             targets = Targets.of(aims, batch.rows)
             negatives = None if sampled is None or turn else _negatives(split, batch.rows, allowed, *sampled)
             seen = torch.zeros_like(batch.mask) if repeat else batch.mask
@@ -91,6 +93,7 @@ def score_users(
     device: torch.device,
     asked: np.ndarray | None = None,
     queries: Queries | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[UserBatch, Tensor]]:
     """Fit users and score all items for them, in blocks whose scores have a bounded size.
 
@@ -105,25 +108,26 @@ def score_users(
         device: where to compute.
         asked: (num_users,) bool: leave out blocks without any of these users; the others stay the same to the bit.
         queries: field -> (num_users,) the context each list is wanted in; unknown where None.
+        state: name -> (num_users, ...) private state that the node kept of its users, see `UserBatch`.
 
     Yields:
         The batch of B users and their (B, num_items) scores, B at most `users_per_batch`.
     """
     size = users_per_batch(history.num_items)
-    for batch in user_batches(history, rows, max_users=max(size, _FITTED_USERS)):
+    for batch in user_batches(history, rows, max_users=max(size, _FITTED_USERS), state=state):
         if asked is not None and not asked[batch.rows].any():
             continue
         if queries:
             query = {name: torch.from_numpy(column[batch.rows]) for name, column in queries.items()}
             batch = replace(batch, query=query)
         batch = batch.to(device)
-        state = model.fit_users(shared, batch)
+        fitted = model.fit_users(shared, batch)
         for start in range(0, batch.num_users, size):
             part = slice(start, start + size)
             if asked is not None and not asked[batch.rows[part]].any():
                 continue
             some = batch if size >= batch.num_users else _users_of(batch, part)
-            yield some, model.score(shared, {name: tensor[part] for name, tensor in state.items()}, some)
+            yield some, model.score(shared, {name: tensor[part] for name, tensor in fitted.items()}, some)
 
 
 def _users_of(batch: UserBatch, part: slice) -> UserBatch:
@@ -135,6 +139,7 @@ def _users_of(batch: UserBatch, part: slice) -> UserBatch:
         ratings=None if batch.ratings is None else batch.ratings[part],
         context={name: column[part] for name, column in batch.context.items()},
         query={name: column[part] for name, column in batch.query.items()},
+        state={name: tensor[part] for name, tensor in batch.state.items()},
     )
 
 

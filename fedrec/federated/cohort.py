@@ -13,7 +13,7 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.errors import PrivacyError
 from fedrec.federated.threads import each_in_a_thread
-from fedrec.models.protocol import FederatedModel, UserState
+from fedrec.models.protocol import FederatedModel, Trained, UserState
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.randomness import Key
 
@@ -102,7 +102,8 @@ def sum_contributions(
         clipping_norm: joint bound on a user's L2 norm; `math.inf` without privacy.
         key: key of the round, for models that draw.
         device: where to compute; the CPU where None.
-        keep: is given (rows, private state) of every batch, one at a time, to store on the node.
+        keep: is given (rows, private state) of every batch, one at a time, to store on the node; what training made of
+            it where the model says so.
 
     Returns:
         The bounded sum (on the CPU) and diagnostics.
@@ -127,11 +128,12 @@ def sum_contributions(
     def add(part: _Part, batch: UserBatch) -> None:
         batch = batch.to(device)
         state = model.fit_users(shared, batch, ranking=False)
-        scales = part.total.add(model.contribute(shared, state, batch, key))
-        part.diagnostics.count(scales)
+        contributions = model.contribute(shared, state, batch, key)
+        part.diagnostics.count(part.total.add(contributions))
         if keep is not None:
             with keeping:
-                keep(torch.from_numpy(batch.rows), state)
+                trained = contributions.state if isinstance(contributions, Trained) else state
+                keep(torch.from_numpy(batch.rows), trained)
 
     keeping = Lock()
     side_by_side = model.batches_side_by_side and device.type == "cpu"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
-from fedrec.models.blocks import Contributions
+from fedrec.models.blocks import Block, Contributions
 from fedrec.randomness import Key
 
 UserState = Mapping[str, Tensor]
@@ -49,6 +49,31 @@ class ReleasedBlocks(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Trained(Mapping[str, Block]):
+    """Contributions of a model that trains private state, too: the node keeps it for the users' next round.
+
+    Args:
+        blocks: what each user adds to the round.
+        state: name -> (B, ...), handed back as `UserBatch.state`.
+    """
+
+    blocks: Mapping[str, Block]
+    state: UserState
+
+    def __getitem__(self, name: str) -> Block:
+        """Return a block."""
+        return self.blocks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the blocks."""
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self.blocks)
+
+
 class FederatedModel(Protocol):
     """A recommender that learns from sums of user contributions.
 
@@ -84,11 +109,17 @@ class FederatedModel(Protocol):
         ...
 
     def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
-        """Fit the private state of users, seen before or not; `ranking` tells serving from training."""
+        """Fit the private state of users, seen before or not; `ranking` tells serving from training.
+
+        A node hands back what it kept of users after earlier rounds as `users.state`; it may have lost it.
+        """
         ...
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
-        """Return what each user adds to the round, as named blocks with the names of `totals`."""
+        """Return what each user adds to the round, as named blocks with the names of `totals`.
+
+        Where training changes the private state, too, it comes along as `Trained`; else the node keeps what was fitted.
+        """
         ...
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:

@@ -12,6 +12,7 @@ from fedrec.data.batches import make_batch, user_batches
 from fedrec.data.interactions import Interactions, Vocabulary
 from fedrec.errors import ConfigError
 from tests.data.histories import histories, make
+from tests.worlds import random_world
 
 FAST = settings(max_examples=100, deadline=None)
 
@@ -82,3 +83,15 @@ def test_users_without_interactions_have_empty_rows() -> None:
 def test_a_batch_on_the_same_device_is_the_same_batch() -> None:
     batch = make_batch(make([(0, 0, 1)], 1, 1), np.arange(1))
     assert batch.to(torch.device("cpu")) is batch
+
+
+def test_kept_state_comes_with_its_users_and_others_start_anew() -> None:
+    interactions = random_world(6, 20)
+    kept = {"known": torch.arange(6) % 2 == 0, "vectors": torch.arange(6.0)[:, None]}
+    start = torch.tensor([-1.0])
+    found = {}
+    for batch in user_batches(interactions, max_elements=5, state=kept):
+        found |= dict(zip(batch.rows.tolist(), batch.kept("vectors", start)[:, 0].tolist(), strict=True))
+        assert batch.kept("something else", start).tolist() == [[-1.0]] * batch.num_users
+    assert found == {0: 0.0, 1: -1.0, 2: 2.0, 3: -1.0, 4: 4.0, 5: -1.0}
+    assert make_batch(interactions, np.arange(2)).kept("vectors", start).tolist() == [[-1.0], [-1.0]]
