@@ -25,7 +25,11 @@ _META = ("item", "category", "name", "description")
 
 
 def read_frappe(folder: Path) -> Values:
-    """Read `frappe.csv` (tab separated): a row for each app and context, in file order, whatever its `cnt`."""
+    """Read `frappe.csv` (tab separated): a row for each app and context, in file order, whatever its `cnt`.
+
+    The field "cost" is one of the app, not of the situation: every app has one value. Asked for as the context of a
+    held-out interaction it tells of the target, so leave it out of what a model reads.
+    """
     names = ColumnNames(timestamp=None, rating=None, context=CONTEXT)
     return read_values(require_file_of(folder, "frappe.csv"), names, delimiter="\t")
 

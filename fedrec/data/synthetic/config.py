@@ -25,6 +25,7 @@ class SyntheticConfig(BaseModel):
         num_interests: classes a user is interested in at one moment.
         drift: interests replaced in a year; 0 = taste never moves.
         context_share: share of interactions whose class follows the time of day and the device.
+        num_groups: groups of users that want different things in the same context, see `planted_preference`.
         noise_share: share of interactions that follow popularity alone.
         category_noise: share of items whose published category is not their class.
     """
@@ -40,6 +41,7 @@ class SyntheticConfig(BaseModel):
     num_interests: int = Field(2, ge=1, le=20)
     drift: float = Field(3.0, ge=0, le=50)
     context_share: float = Field(0.15, ge=0, le=1)
+    num_groups: int = Field(1, ge=1, le=100)
     noise_share: float = Field(0.1, ge=0, le=1)
     category_noise: float = Field(0.1, ge=0, le=1)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from fedrec.data.catalogue import Dataset
 from fedrec.data.interactions import Interactions, Vocabulary
 from fedrec.data.synthetic.config import SyntheticConfig
+from fedrec.data.synthetic.context_taste import NUM_CONTEXTS, class_weights, user_groups
 from fedrec.data.synthetic.items import Items, make_catalogue, make_items
 from fedrec.data.synthetic.people import (
     DAYTIMES,
@@ -136,7 +137,8 @@ def _classes(config: SyntheticConfig, key: Key, items: Items, users: np.ndarray,
     row = interests(config, key, items, users)
     index = np.minimum((moved + config.num_interests * draws[:, 1]).astype(np.int64), row.shape[1] - 1)
     wanted = row[visits.users, index]
-    context = visits.daytimes * len(DEVICES) + visits.devices
+    groups = user_groups(config, key, users)[visits.users]
+    context = groups * NUM_CONTEXTS + visits.daytimes * len(DEVICES) + visits.devices
     table = _context_classes(config, key)
     position = np.searchsorted(table, context + draws[:, 1], side="right")
     by_context = np.minimum(position - context * config.num_classes, config.num_classes - 1)
@@ -145,19 +147,13 @@ def _classes(config: SyntheticConfig, key: Key, items: Items, users: np.ndarray,
 
 
 def _context_classes(config: SyntheticConfig, key: Key) -> np.ndarray:
-    """Return (daytimes x devices x num_classes,) float64 increasing: context number + share of the classes up to one.
+    """Return (groups x contexts x num_classes,) float64 increasing: number of the context + share of classes up to one.
 
-    A class belongs to one time of day and one device; a context wants the classes of its time of day, those of its
-    device four times as often.
+    Contexts of one group come after those of the other, see `class_weights`.
     """
-    order = np.argsort(key.fold("context-classes").uniforms(config.num_classes))
-    daytime, device = order % len(DAYTIMES), order // len(DAYTIMES) % len(DEVICES)
-    weights = np.zeros((len(DAYTIMES), len(DEVICES), config.num_classes))
-    weights += daytime == np.arange(len(DAYTIMES))[:, None, None]
-    weights *= 1.0 + 3.0 * (device == np.arange(len(DEVICES))[:, None])
-    weights += (weights.sum(axis=2, keepdims=True) == 0) * 1.0
-    shares = np.cumsum(weights, axis=2) / weights.sum(axis=2, keepdims=True)
-    numbers = np.arange(len(DAYTIMES) * len(DEVICES))[:, None]
+    weights = class_weights(config, key)
+    shares = np.cumsum(weights, axis=-1) / weights.sum(axis=-1, keepdims=True)
+    numbers = np.arange(config.num_groups * NUM_CONTEXTS)[:, None]
     return np.asarray(shares.reshape(len(numbers), -1) + numbers).reshape(-1)
 
 
