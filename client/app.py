@@ -129,6 +129,7 @@ def evaluate(message: Message, context: Context) -> Message:
         (assemble.run_key(config), node.data.user_keys) if sampled else None,
         assemble.device_of(config),
         node.state_after(node.round),
+        assemble.slices_of(config.to_json()) if phase == "test" else None,
     )
     return node.reply({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in counts.items()}, {})
 

@@ -21,6 +21,7 @@ from fedrec.data.sources import load
 from fedrec.data.splits import Split, split
 from fedrec.errors import ConfigError
 from fedrec.evaluation.counts import Cutoffs
+from fedrec.evaluation.slices import Slices
 from fedrec.federated.codec import Codec, spec_of
 from fedrec.models.predictions import predictions_of
 from fedrec.models.protocol import FederatedModel
@@ -73,6 +74,13 @@ def whole_split(config_json: str) -> Split:
         test_share=config.evaluation.test_share,
         repeat=config.evaluation.repeat,
     )
+
+
+@lru_cache(maxsize=2)
+def slices_of(config_json: str) -> Slices:
+    """Return the groups that final metrics are told apart by."""
+    data = dataset(config_json)
+    return Slices.of(data.interactions, data.catalogue)
 
 
 @lru_cache(maxsize=256)
@@ -241,7 +249,7 @@ def noise_key(config: Config) -> Key:
     table = config.model_dump(mode="json", include={"data", "model", "evaluation"})
     if config.data.time_context is None:  # runs without are what they were before there was the key
         del table["data"]["time_context"]
-    fingerprint = dataset(config.to_json()).interactions.fingerprint()
+    fingerprint = dataset(config.to_json()).interactions.fingerprint(with_attributes=False)
     key = run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
     federated = config.federated
     if federated.download_codec == ("dense",):

@@ -17,11 +17,16 @@ import torch
 from fedrec.config import Config
 from fedrec.data.catalogue import Dataset
 from fedrec.evaluation.counts import Cutoffs, summarise, summarise_sampled, summarise_slices
+from fedrec.evaluation.slices import Slices, summarise_groups
 from fedrec.privacy.plan import PrivacyPlan
 
 
 def metrics_of(
-    validation: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray], cut: Cutoffs, num_candidates: int
+    validation: Mapping[str, np.ndarray],
+    test: Mapping[str, np.ndarray],
+    cut: Cutoffs,
+    num_candidates: int,
+    slices: Slices | None = None,
 ) -> dict[str, Any]:
     """Return the `metrics` of a result from the summed counts of both phases.
 
@@ -30,12 +35,15 @@ def metrics_of(
         test: counts of the test targets.
         cut: list lengths.
         num_candidates: items that may be recommended at test time.
+        slices: the groups that the test counts are by, None where they are by none.
     """
     metrics: dict[str, Any] = {
         "validation": summarise(validation, cut, test["items"].shape[1]),
         "test": summarise(test, cut, num_candidates),
         "slices": summarise_slices(test, cut),
     }
+    if slices is not None:
+        metrics["slices"] |= summarise_groups(slices, test["slices"], cut)
     if test["sampled"][0]:
         metrics["test_sampled_99"] = summarise_sampled(test, cut)
     return metrics

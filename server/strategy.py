@@ -75,7 +75,8 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
             session.finish_log()
         cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
         num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
-        metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates)
+        slices = assemble.slices_of(config.to_json())
+        metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates, slices)
     finally:
         coordinator.close()
     seconds, dense_bytes = time.perf_counter() - start, assemble.dense_float32_bytes(config.to_json())
@@ -160,7 +161,7 @@ class Session:
     def evaluate(self, phase: Phase) -> dict[str, np.ndarray]:
         """Let all nodes rank their users' held-out items and add up the counts."""
         num_items = assemble.dataset(self.config.to_json()).interactions.num_items
-        counts = zero_counts(num_items)
+        counts = zero_counts(num_items, assemble.slices_of(self.config.to_json()).num_groups if phase == "test" else 0)
         spec: Spec = {name: (torch.float64, values.shape) for name, values in counts.items()}
         replies, _ = self._exchange("evaluate", self.coordinator.checkpoint.round, {"phase": phase}, spec, Codec())
         for reply in replies:

@@ -19,6 +19,7 @@ POPULARITY_SHARES = (0.01, 0.05, 0.20, 0.50, 1.0)
 """Items are grouped by training count: the top 1%, the next 4% ..., the less popular half."""
 
 _PER_USER = ("num_users", "ndcg", "hr", "recall", "mrr")
+_PER_GROUP = ("num_users", "ndcg", "ndcg squared", "hr")
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,21 @@ class Cutoffs:
     recall_k: int = 20
 
 
-def zero_counts(num_items: int) -> dict[str, np.ndarray]:
+def zero_counts(num_items: int, num_groups: int = 0) -> dict[str, np.ndarray]:
     """Return the counts of nobody: the names, shapes (all float64) and meaning of what nodes send.
 
     users (groups, 5): num_users, and sums of ndcg, hr, recall, mrr, by activity group.
     items (5, num_items): training interactions, times recommended, times a target, targets hit at k and at recall_k.
     sampled (3,): draws of users, and sums of hr and ndcg among 99 negatives.
+    slices (num_groups, 4): num_users, and sums of ndcg, of its square, and of hr, by group of `Slices`; not there
+    without groups.
     """
-    return {
+    counts = {
         "users": np.zeros((len(ACTIVITY_EDGES) + 1, len(_PER_USER))),
         "items": np.zeros((5, num_items)),
         "sampled": np.zeros(3),
     }
+    return counts | ({"slices": np.zeros((num_groups, len(_PER_GROUP)))} if num_groups else {})
 
 
 def add_users(

@@ -17,6 +17,7 @@ from fedrec.data.splits import Split
 from fedrec.evaluation.counts import Cutoffs, add_sampled, add_users, zero_counts
 from fedrec.evaluation.negatives import Met, draw_negatives
 from fedrec.evaluation.ranking import Targets, rank
+from fedrec.evaluation.slices import Slices
 from fedrec.models.protocol import FederatedModel
 from fedrec.randomness import Key
 
@@ -36,6 +37,7 @@ def evaluate_users(
     sampled: tuple[Key, np.ndarray] | None = None,
     device: torch.device | None = None,
     state: Mapping[str, Tensor] | None = None,
+    slices: Slices | None = None,
 ) -> dict[str, np.ndarray]:
     """Rank the held-out items of all users of a node and count.
 
@@ -53,6 +55,7 @@ def evaluate_users(
         sampled: (key, (num_users,) uint64 user keys): also rank among 99 uniform negatives, 5 draws (compatibility).
         device: where to compute; the CPU where None.
         state: name -> (num_users, ...) private state that the node kept of its users, see `UserBatch`.
+        slices: the groups to count by, too; None for none.
 
     Returns:
         Counts as of `zero_counts`, sums over this node's users.
@@ -62,7 +65,7 @@ def evaluate_users(
     history, held_out = (split.train, split.validation) if phase == "validation" else (split.history, split.test)
     candidates = split.candidates if phase == "test" else None
     allowed = None if candidates is None else torch.from_numpy(candidates).to(device)
-    counts = zero_counts(history.num_items)
+    counts = zero_counts(history.num_items, 0 if slices is None else slices.num_groups)
     counts["items"][0] += np.bincount(split.train.items, minlength=history.num_items)
     for turn, aims in enumerate(turns(held_out)):
         rows, shares = np.flatnonzero(aims.lengths), aims.lengths / held_out.lengths.clip(min=1)
@@ -73,6 +76,9 @@ def evaluate_users(
             found = rank(scores, batch.items, seen, targets, cut.k, allowed, negatives)
             activity = split.train.lengths[batch.rows]
             add_users(counts, found.ranks, targets, found.items, activity, cut, shares[batch.rows])
+            if slices is not None:
+                known, part = history.lengths[batch.rows], shares[batch.rows]
+                slices.add(counts["slices"], found.ranks, targets, aims, batch.rows, known, cut, part)
             for ranks in found.sampled.unbind(1):
                 add_sampled(counts, ranks, cut)
     return counts

@@ -39,6 +39,10 @@ def test_result_holds_what_the_contract_says(fedrec: Fedrec, config_file: Path, 
     rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in rounds] == [1, 2, 3, 4]
     assert all("diagnostics" in line and "validation" in line["metrics"] for line in rounds)
+    slices = result["metrics"]["slices"]
+    assert {"activity", "item_popularity", "history_length", "context", "user", "gaps"} <= slices.keys()
+    assert sum(group["num_users"] for group in slices["history_length"]) == result["metrics"]["test"]["num_users"]
+    assert not any("slices" in line["metrics"] or "slices" in line["metrics"]["validation"] for line in rounds)
     assert (tmp_path / "run" / "config.toml").exists() and (tmp_path / "run" / "checkpoint").is_dir()
 
 
