@@ -118,6 +118,8 @@ def evaluate(message: Message, context: Context) -> Message:
     phase = str(node.order["phase"])
     if phase not in ("validation", "test"):
         raise ProtocolError(f"phase {phase!r} is unknown; allowed are 'validation' and 'test'")
+    if phase != "validation" and context.run_config.get("trial"):
+        raise ProtocolError(f"this is a trial of a sweep: it looks at validation data only; {phase!r} is refused")
     sampled = config.evaluation.sampled_99 and phase == "test"
     counts = evaluate_users(
         assemble.model_of(config),

@@ -83,6 +83,42 @@ def resume(directory: RunDir, as_json: AsJson = False, runtime: Runtime = "local
 
 
 @app.command()
+def sweep(
+    config: ConfigFile,
+    space: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file, one [[range]] table a key.")] = None,
+    set_range: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B|LOW..HIGH[:log]", help="Search this key; may be repeated.")
+    ] = None,
+    settings: Settings = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those found in --out included.")] = 20,
+    sampler: Annotated[str, typer.Option(help="'tpe' or 'random'.")] = "tpe",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of a trial; their mean counts.")] = 1,
+    metric: Annotated[str, typer.Option(help="Of validation; more is better.")] = "ndcg@10",
+    prune: Annotated[bool, typer.Option("--prune", help="End trials that fall below the median.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default runs/CONFIG-sweep-TIME.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json as one line, the last of stdout.")] = False,
+) -> None:
+    """Search hyper-parameters by validation data alone; the same command with --out DIR goes on."""
+    from fedrec.tuning.command import sweep_of_options, warnings_of
+    from fedrec.tuning.sweep import run_sweep
+    from fedrec.tuning.table import show
+
+    asked = sweep_of_options(config, settings or (), space, set_range or (), (sampler, metric, seeds, prune), trials)
+    folder = out if out is not None else _new_folder(f"{config.stem}-sweep")
+    _say(f"sweep: {folder}")
+    logging.getLogger("server").setLevel(logging.WARNING)  # not a line a round
+    try:
+        found = run_sweep(asked, folder, trials)
+    except KeyboardInterrupt:
+        _say(f"interrupted; go on with the same command and --out {folder}")
+        raise typer.Exit(1) from None
+    show(found["trials"], metric)
+    for warning in warnings_of(found):
+        _say(f"warning: {warning}")
+    typer.echo(json.dumps(found, sort_keys=True) if as_json else str(folder / "best.toml"))
+
+
+@app.command()
 def evaluate(directory: RunDir, as_json: AsJson = False) -> None:
     """Evaluate the final model of a finished run again and write its result.json."""
     from fedrec.recommend import final_state

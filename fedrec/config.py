@@ -244,6 +244,15 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: where the file or a setting is malformed, or a key or value is not allowed.
     """
+    return build(read_table(path, settings), str(path))
+
+
+def read_table(path: Path, settings: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a TOML file with settings applied over it, see `load`; keys and values are not checked.
+
+    Raises:
+        ConfigError: where the file or a setting is malformed.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -254,7 +263,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
         ) from error
     for setting in settings:
         _apply(table, setting)
-    return build(table, str(path))
+    return table
 
 
 def build(table: Mapping[str, Any], source: str) -> Config:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 from fedrec.config import Config
 from fedrec.errors import ConfigError
+from fedrec.tuning.trials import Order
 
 SERVER_APP = "server.app:app"
 CLIENT_APP = "client.app:app"
@@ -27,11 +29,7 @@ def run_simulation(directory: Path, config: Config, runtime: str = "local") -> N
         FedrecError: whatever stopped the run; all finished rounds are on disk.
     """
     check_runtime(runtime)
-    run_config: dict[str, str | int | float | bool] = {
-        "config-json": config.to_json(),
-        "out": str(directory.absolute()),
-        "simulation": True,
-    }
+    run_config = _run_config(directory, config)
     server, client = _load(SERVER_APP), _load(CLIENT_APP)
     if runtime == "ray":
         from fedrec.flower.ray_runtime import run_in_ray
@@ -41,6 +39,33 @@ def run_simulation(directory: Path, config: Config, runtime: str = "local") -> N
         from fedrec.flower.local_grid import run_in_process
 
         run_in_process(server, client, run_config, config.federated.num_nodes)
+
+
+def run_trial(directory: Path, config: Config, order: Order) -> dict[str, Any]:
+    """Run what is left of a trial of a sweep, in-process: validation is all that server and nodes look at.
+
+    Args:
+        directory: the trial's folder, with its config in it; one that is finished is only read.
+        config: the resolved config.
+        order: what counts, and when to give up.
+
+    Returns:
+        value (of the metric), pruned, rounds, and curve: round (as text) -> metric.
+
+    Raises:
+        FedrecError: whatever stopped the run.
+    """
+    from fedrec.flower.local_grid import run_in_process
+
+    found = directory / "trial.json"
+    if not found.exists():
+        run_config = {**_run_config(directory, config), "trial": order.to_json()}
+        run_in_process(_load(SERVER_APP), _load(CLIENT_APP), run_config, config.federated.num_nodes)
+    return dict(json.loads(found.read_text(encoding="utf-8")))
+
+
+def _run_config(directory: Path, config: Config) -> dict[str, str | int | float | bool]:
+    return {"config-json": config.to_json(), "out": str(directory.absolute()), "simulation": True}
 
 
 def check_runtime(runtime: str) -> None:

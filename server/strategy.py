@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from fedrec.evaluation.nodes import Phase
 from fedrec.federated.codec import Codec, spec_of
 from fedrec.federated.codecs.stage import Spec
 from fedrec.federated.coordinator import Coordinator
+from fedrec.files import replace_file
 from fedrec.flower.records import record_to_tensors, tensors_to_record
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.result import build_result, metrics_of
 from fedrec.run_folder import RunFolder
+from fedrec.tuning.trials import Order
 
 _LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
@@ -50,11 +54,53 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         FedrecError: where going on would break a promise; whatever is finished by then is on disk.
     """
     start = time.perf_counter()
+    with open_session(grid, config, out) as session:
+        for _ in session.remaining():
+            pass
+        data, cut = assemble.dataset(config.to_json()), assemble.cutoffs(config)
+        candidates = assemble.whole_split(config.to_json()).candidates
+        num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
+        slices = assemble.slices_of(config.to_json())
+        metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates, slices)
+        folder, plan = session.folder, session.coordinator.plan
+    seconds, dense_bytes = time.perf_counter() - start, assemble.dense_float32_bytes(config.to_json())
+    folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds, dense_bytes))
+
+
+def run_trial(grid: Grid, config: Config, out: Path, order: Order) -> None:
+    """Run the rounds of a trial and write `trial.json`: the validation metric that a sweep selects by, and no other.
+
+    Nodes of a trial refuse to rank anything but validation targets, so a sweep cannot look at test data.
+
+    Raises:
+        FedrecError: as `run_rounds`; `ConfigError` where validation does not have the metric.
+    """
+    with open_session(grid, config, out) as session:
+        lines: list[Mapping[str, Any]] = [*session.folder.rounds()]
+        curve = order.curve(lines)
+        if not order.is_hopeless(curve):
+            for line in session.remaining():
+                lines.append(line)
+                curve |= order.curve([line])
+                if line["round"] < config.federated.num_rounds and order.is_hopeless(curve):
+                    break
+        pruned = len(lines) < config.federated.num_rounds
+        value = max(curve.values()) if pruned else order.value(session.validate())
+    outcome = {"value": value, "pruned": pruned, "rounds": len(lines), "curve": curve}
+    replace_file(out / "trial.json", json.dumps(outcome).encode())
+
+
+@contextmanager
+def open_session(grid: Grid, config: Config, out: Path) -> Iterator[Session]:
+    """Begin a run in its folder, or go on with the one that is there, once all nodes are online.
+
+    Raises:
+        FedrecError: where the folder holds another run or other data, or nodes are missing.
+    """
     assemble.device_of(config)
     folder = RunFolder(out)
     folder.create(config)
     data = assemble.dataset(config.to_json())
-    plan = assemble.plan_of(config)
     folder.check_data(data.interactions.fingerprint())
     coordinator = Coordinator(
         assemble.model_of(config),
@@ -62,7 +108,7 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         folder.checkpoint,
         assemble.run_id(config),
         assemble.run_key(config),
-        plan,
+        assemble.plan_of(config),
         assemble.noise_key(config),
         config.federated.num_nodes,
     )
@@ -70,17 +116,9 @@ def run_rounds(grid: Grid, config: Config, out: Path) -> None:
         session = Session(grid, config, coordinator, folder)
         session.wait_for_nodes()
         session.finish_log()
-        for round_number in range(coordinator.checkpoint.round + 1, config.federated.num_rounds + 1):
-            session.train(round_number)
-            session.finish_log()
-        cut, candidates = assemble.cutoffs(config), assemble.whole_split(config.to_json()).candidates
-        num_candidates = data.interactions.num_items if candidates is None else int(candidates.sum())
-        slices = assemble.slices_of(config.to_json())
-        metrics = metrics_of(session.evaluate("validation"), session.evaluate("test"), cut, num_candidates, slices)
+        yield session
     finally:
         coordinator.close()
-    seconds, dense_bytes = time.perf_counter() - start, assemble.dense_float32_bytes(config.to_json())
-    folder.write_result(build_result(config, data, metrics, plan, folder.rounds(), seconds, dense_bytes))
 
 
 class Session:
@@ -111,6 +149,12 @@ class Session:
                     f"{found} nodes are online after {deadline} s, federated.num_nodes={wanted}; start the rest"
                 )
             time.sleep(_POLL_SECONDS)
+
+    def remaining(self) -> Iterator[Mapping[str, Any]]:
+        """Run the rounds that are left, and give the line of each once it is finished."""
+        for round_number in range(self.coordinator.checkpoint.round + 1, self.config.federated.num_rounds + 1):
+            self.train(round_number)
+            yield self.finish_log()
 
     def train(self, round_number: int) -> None:
         """Run one training round."""
@@ -144,19 +188,27 @@ class Session:
         self.folder.log_round(line)
         coordinator.commit()
 
-    def finish_log(self) -> None:
-        """Finish the line of the last committed round, with its validation metrics where the config asks for them."""
+    def finish_log(self) -> Mapping[str, Any]:
+        """Finish the line of the last committed round, with its validation metrics where the config asks for them.
+
+        Returns:
+            The line; {} where there was nothing to finish.
+        """
         line = self.folder.open_round()
         if line is None or line["round"] != self.coordinator.checkpoint.round:
-            return
-        metrics: dict[str, Any] = {}
+            return {}
         every = self.config.evaluation.every
-        if every and line["round"] % every == 0:
-            counts = self.evaluate("validation")
-            metrics["validation"] = summarise(counts, assemble.cutoffs(self.config), counts["items"].shape[1])
-        self.folder.finish_round({**line, "metrics": metrics})
-        shown = "".join(f"  {name} {value:.4f}" for name, value in metrics.get("validation", {}).items() if "@" in name)
+        validation = self.validate() if every and line["round"] % every == 0 else None
+        line["metrics"] = {} if validation is None else {"validation": validation}
+        self.folder.finish_round(line)
+        shown = "".join(f"  {name} {value:.4f}" for name, value in (validation or {}).items() if "@" in name)
         _LOG.info("round %d/%d  %.2f s%s", line["round"], self.config.federated.num_rounds, line["seconds"], shown)
+        return line
+
+    def validate(self) -> dict[str, float]:
+        """Return the validation metrics of the model as it is."""
+        counts = self.evaluate("validation")
+        return summarise(counts, assemble.cutoffs(self.config), counts["items"].shape[1])
 
     def evaluate(self, phase: Phase) -> dict[str, np.ndarray]:
         """Let all nodes rank their users' held-out items and add up the counts."""
