@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from fedrec.errors import DataError
+
 _CELLS = 2**21
 """Scores held at once by the softmax over all items: 8 MiB of float32 stay in cache."""
 
@@ -31,9 +33,9 @@ class LossConfig(BaseModel):
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
 
     @property
-    def sampled(self) -> bool:
-        """Whether the loss looks at drawn negatives."""
-        return self.name not in ("softmax", "squared")
+    def num_drawn(self) -> int:
+        """How many negatives are drawn for a user."""
+        return 0 if self.name in ("softmax", "squared") else self.num_negatives
 
 
 def sampled_loss(config: LossConfig, positive: Tensor, negative: Tensor, used: Tensor, num_unmet: Tensor) -> Tensor:
@@ -65,6 +67,17 @@ def sampled_loss(config: LossConfig, positive: Tensor, negative: Tensor, used: T
     return against - power * F.logsigmoid(positive)
 
 
+def squared_loss(scores: Tensor, ratings: Tensor | None) -> Tensor:
+    """Return half the squared error of scores as ratings, both (..., T).
+
+    Raises:
+        DataError: where the data has no ratings.
+    """
+    if ratings is None:
+        raise DataError("model.loss.name='squared' fits ratings, and the data has none; choose another loss")
+    return 0.5 * (scores - ratings).square()
+
+
 class _Softmax(torch.autograd.Function):
     """Weighted cross-entropy over all items whose scores are inner products, a slice of the rows at a time.
 
@@ -72,9 +85,7 @@ class _Softmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, queries: Tensor, items: Tensor, biases: Tensor, targets: Tensor, weights: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, items: Tensor, biases: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=queries.device)
         for_queries, for_items = torch.empty_like(queries), torch.zeros_like(items)
         for_biases = torch.zeros_like(biases)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from fedrec.errors import ConfigError
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.bounded_als import BoundedAls, BoundedAlsConfig
+from fedrec.models.bounded_two_tower import BoundedTwoTower, BoundedTwoTowerConfig
 from fedrec.models.content import Content, ContentConfig
 from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
@@ -29,18 +30,26 @@ class _Entry:
     build: Callable[[Any, float | None], FederatedModel]
 
 
+def _two_tower(values: TwoTowerConfig) -> FederatedModel:
+    """Add gradients up as they are made, unless users take steps of their own."""
+    if values.local_steps == 1:
+        return TwoTower(values)
+    return BoundedTwoTower(BoundedTwoTowerConfig.model_validate(values.model_dump()))
+
+
 _EXACT: dict[str, _Entry] = {
     "als": _Entry(AlsConfig, lambda values, _: Als(values)),
     "content": _Entry(ContentConfig, lambda values, _: Content(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
-    "two_tower": _Entry(TwoTowerConfig, lambda values, _: TwoTower(values)),
+    "two_tower": _Entry(TwoTowerConfig, lambda values, _: _two_tower(values)),
 }
 _BOUNDED: dict[str, _Entry] = {
     "als": _Entry(BoundedAlsConfig, lambda values, norm: BoundedAls(values, norm or 1.0)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
+    "two_tower": _Entry(BoundedTwoTowerConfig, lambda values, _: BoundedTwoTower(values)),
 }
 _BY_EXAMPLE: dict[str, _Entry] = {
     "mf": _Entry(ExampleMatrixFactorizationConfig, lambda values, _: ExampleMatrixFactorization(values)),

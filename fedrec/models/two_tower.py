@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from fedrec.errors import ConfigError
 from fedrec.models import server_optimizer
 from fedrec.models.blocks import Contributions
 from fedrec.models.coalescing import highest_row
-from fedrec.models.losses import LossConfig, sampled_loss, softmax_over_all
+from fedrec.models.losses import LossConfig, sampled_loss, softmax_over_all, squared_loss
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.models.server_optimizer import ServerOptimizerConfig
 from fedrec.models.summed import Summed
@@ -42,6 +42,8 @@ class TwoTowerConfig(BaseModel):
             history.
         fusion: how a user's vector and an item's become a score.
         loss: of each position.
+        local_steps: gradient steps a user takes in a round, each on draws of its own.
+        local_learning_rate: of several local steps; moves are divided by it, so that one step is minus the gradient.
         server_optimizer: of all parameters.
         init_std: standard deviation of tables at the start.
     """
@@ -53,6 +55,8 @@ class TwoTowerConfig(BaseModel):
     context_fields: tuple[str, ...] = ()
     fusion: FusionName = "dot"
     loss: LossConfig = LossConfig()
+    local_steps: Annotated[int, Field(ge=1, le=100)] = 1
+    local_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     server_optimizer: ServerOptimizerConfig = _ADAM
     init_std: Annotated[float, Field(gt=0)] = 0.02
 
@@ -66,6 +70,11 @@ class TwoTowerConfig(BaseModel):
             raise ValueError(
                 f"model.fusion={self.fusion!r} with the softmax over all items would score every item at every "
                 "position; use a sampled loss, for example model.loss.name='sampled_softmax'"
+            )
+        if self.local_steps > 1 and self.loss.name == "softmax":
+            raise ValueError(
+                f"model.local_steps={self.local_steps} with the softmax over all items would keep a copy of every item "
+                "for every user; use a sampled loss, for example model.loss.name='sampled_softmax'"
             )
         return self
 
@@ -81,8 +90,8 @@ class TwoTower:
 
         sum over the positions of a window of its history of loss(position) / (window + 1)
 
-    to the sum, and the server moves all parameters along the mean by its optimiser: a round is a step on a mini-batch of
-    users, so that the order of training is that of a central one.
+    to the sum, and the server moves all parameters along the mean by its optimiser: a round is a step on a mini-batch
+    of users, as in central training.
 
     Without privacy, gradients of a batch are added up as they are made and nobody's stands apart.
 
@@ -174,8 +183,7 @@ class TwoTower:
         windows = training_windows(users, config.history.window, config.history.crop_probability, key)
         num_draws = windows.items.shape[1] * self._make(1, {}).history.num_dropped if config.history.dropout else 0
         draws = dropout_draws(users.keys, num_draws, key).to(device) if num_draws else None
-        negatives = draw_negatives(users, num_items, config.loss.num_negatives, key) if config.loss.sampled else None
-        return Examples(windows, draws, negatives)
+        return Examples(windows, draws, draw_negatives(users, num_items, config.loss.num_drawn, key))
 
     def _gradient(self, shared: Mapping[str, Tensor], examples: Examples) -> dict[str, Tensor]:
         """Return the gradient of the sum of the users' losses."""
@@ -193,25 +201,20 @@ class TwoTower:
         queries = self._queries(shared, windows, Dropout(examples.draws, config.history.dropout))
         items, biases = shared["items"], shared["biases"][:, 0]
         share = 1.0 / (config.history.window + 1)
-        if examples.negatives is None:
+        if config.loss.name == "softmax":
             targets = windows.targets[mask]
             weights = torch.full(targets.shape, share, dtype=queries.dtype, device=queries.device)
             return softmax_over_all(queries[mask], items, biases, targets, weights)
-        scores = self._scorer(shared)
-        drawn = examples.negatives
-        positive = scores(queries, items[windows.targets]) + biases[windows.targets]
-        negative = scores(queries[:, :, None], items[drawn.items][:, None]) + biases[drawn.items][:, None]
-        losses = sampled_loss(config.loss, positive, negative, drawn.used[:, None], drawn.num_unmet)
+        towers, parameters, drawn = self._towers(shared), dict(shared), examples.negatives
+        positive = functional_call(towers, parameters, ("scores", queries, items[windows.targets]))
+        positive = positive + biases[windows.targets]
+        if config.loss.name == "squared":
+            losses = squared_loss(positive, windows.ratings)
+        else:
+            negative = functional_call(towers, parameters, ("grid", queries, items[drawn.items]))
+            negative = negative + biases[drawn.items][:, None]
+            losses = sampled_loss(config.loss, positive, negative, drawn.used[:, None], drawn.num_unmet)
         return share * torch.where(mask, losses, 0.0).sum()
-
-    def _scorer(self, shared: Mapping[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        towers, parameters = self._towers(shared), dict(shared)
-
-        def scores(queries: Tensor, items: Tensor) -> Tensor:
-            found: Tensor = functional_call(towers, parameters, ("scores", queries, items))
-            return found
-
-        return scores
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move all parameters by the mean of what users sent."""
@@ -232,19 +235,19 @@ class Examples:
     Args:
         windows: of their histories.
         draws: (B, n) uint8 of dropout, or None.
-        negatives: of sampled losses, or None.
+        negatives: of sampled losses; none of them for other losses.
     """
 
     windows: Windows
     draws: Tensor | None
-    negatives: Negatives | None
+    negatives: Negatives
 
     def of(self, users: Tensor) -> Examples:
         """Return the examples of some users; (B,) bool."""
         return Examples(
             self.windows.of(users),
             None if self.draws is None else self.draws[users],
-            None if self.negatives is None else self.negatives.of(users),
+            self.negatives.of(users),
         )
 
 

@@ -33,7 +33,7 @@ class Dropout:
         draws = self._draws[..., self._position : self._position + width]
         self._position += width
         kept = (draws >= self._dropped).to(values.dtype) * (_STEPS / (_STEPS - self._dropped))
-        return values * kept.unflatten(-1, values.shape[-2:])
+        return values * kept.reshape(values.shape)
 
 
 def dropout_draws(user_keys: np.ndarray | None, num_draws: int, key: Key) -> Tensor:

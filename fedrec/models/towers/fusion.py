@@ -16,10 +16,15 @@ _CELLS = 2**24
 class Fusion(nn.Module):
     """Scores of pairs of query and item vectors; item biases are added elsewhere."""
 
+    def grid(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Return the (..., T, K) scores of (..., T, d) queries with each of (..., K, d) items."""
+        scores: Tensor = self(queries.unsqueeze(-2), items.unsqueeze(-3))
+        return scores
+
     def all_items(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the (n, M) scores of (n, d) queries with each of (M, d) items."""
         step = max(1, _CELLS // max(1, len(items) * items.shape[1]))
-        parts = [self(part[:, None], items[None]) for part in queries.split(step)]
+        parts = [self.grid(queries[start : start + step], items) for start in range(0, len(queries), step)]
         return torch.cat(parts) if parts else queries.new_zeros(0, len(items))
 
 
@@ -30,13 +35,17 @@ class Dot(Fusion):
         """Return the (...) scores of (..., d) queries and items that broadcast."""
         return (queries * items).sum(dim=-1)
 
+    def grid(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Return the (..., T, K) scores of (..., T, d) queries with each of (..., K, d) items."""
+        return queries @ items.mT
+
     def all_items(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the (n, M) scores of (n, d) queries with each of (M, d) items."""
-        return queries @ items.T
+        return queries @ items.mT
 
 
 class Additive(Fusion):
-    """<w, sigma(W (q + f) + b)>: sigma works on each coordinate; of a single one, everybody's order would be the same."""
+    """<w, sigma(W (q + f) + b)>; sigma works on each coordinate, as one of a sum would rank alike for everybody."""
 
     def __init__(self, dim: int) -> None:
         """Make the two layers."""

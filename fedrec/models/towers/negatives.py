@@ -45,13 +45,15 @@ def draw_negatives(users: UserBatch, num_items: int, num_negatives: int, key: Ke
     Raises:
         ConfigError: where the batch was made without user keys.
     """
+    ids, met = distinct_items(users.items, users.mask)
+    num_unmet = (num_items - met.sum(dim=1, keepdim=True)).to(torch.float32)
+    if not num_negatives:
+        return Negatives(ids[:, :0], ids[:, :0].to(torch.bool), num_unmet)
     if users.keys is None:
         raise ConfigError("negatives are drawn by user, but the batch has no user keys; pass keys to user_batches")
     words = key.fold("negatives").user_words(users.keys, num_negatives)[:, :num_negatives].astype(np.uint64)
     items = torch.from_numpy(((words * np.uint64(num_items)) >> np.uint64(32)).astype(np.int64)).to(users.items.device)
-    ids, met = distinct_items(users.items, users.mask)
-    num_unmet = num_items - met.sum(dim=1, keepdim=True)
     known = torch.where(met > 0, ids, num_items)
     known = torch.nn.functional.pad(known, (0, 1), value=num_items).sort(dim=1).values
     used = known.gather(1, torch.searchsorted(known, items)) != items
-    return Negatives(items, used, num_unmet.to(torch.float32))
+    return Negatives(items, used, num_unmet)

@@ -69,6 +69,11 @@ class Towers(nn.Module):
         scores: Tensor = self.fusion(queries, items)
         return scores
 
+    def grid(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Return the (..., T, K) scores of (..., T, d) queries with each of (..., K, d) items, without biases."""
+        scores: Tensor = self.fusion.grid(queries, items)
+        return scores
+
     def all_scores(self, queries: Tensor) -> Tensor:
         """Return (n, M) scores of (n, d) queries with every item, biases included."""
         scores: Tensor = self.fusion.all_items(queries, self.items) + self.biases[:, 0]

@@ -28,6 +28,7 @@ class Windows:
         gaps: (B, T) int64 seconds between the items of positions t and t - 1; None where times are unknown.
         context: name -> (B, T), the context of what comes after position t.
         past: name -> (B, T), the context of the item at position t.
+        ratings: (B, T) float32 of the targets, or None.
     """
 
     items: Tensor
@@ -37,6 +38,7 @@ class Windows:
     gaps: Tensor | None = None
     context: Mapping[str, Tensor] = field(default_factory=dict)
     past: Mapping[str, Tensor] = field(default_factory=dict)
+    ratings: Tensor | None = None
 
     def of(self, users: Tensor) -> Windows:
         """Return the windows of some users; (B,) bool."""
@@ -48,6 +50,7 @@ class Windows:
             None if self.gaps is None else self.gaps[users],
             {name: column[users] for name, column in self.context.items()},
             {name: column[users] for name, column in self.past.items()},
+            None if self.ratings is None else self.ratings[users],
         )
 
 
@@ -113,4 +116,5 @@ def _cut(users: UserBatch, starts: Tensor, num: Tensor, num_targets: Tensor | No
         asked = {name: column[:, None].expand(-1, width) for name, column in users.query.items()}
         return Windows(items, lengths, torch.zeros_like(items), torch.zeros_like(mask), gaps, asked, past)
     context = {name: take(column, after) for name, column in users.context.items()}
-    return Windows(items, lengths, take(users.items, after), mask, gaps, context, past)
+    ratings = None if users.ratings is None else take(users.ratings, after)
+    return Windows(items, lengths, take(users.items, after), mask, gaps, context, past, ratings)
