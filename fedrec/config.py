@@ -59,6 +59,7 @@ class DataConfig(_Table):
 class FederatedConfig(_Table):
     """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time.
 
+    `sampling_probability` is that of a user in a round without privacy (under a plan the plan's own counts).
     `local_steps` is the number of noisy steps a node takes in a round of an example-level plan. `upload_codec` and
     `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
     `fedrec.federated.codec`.
@@ -66,6 +67,7 @@ class FederatedConfig(_Table):
 
     num_nodes: Count = 2
     num_rounds: Count = 10
+    sampling_probability: Probability = 1.0
     local_steps: Count | None = None
     min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
@@ -191,6 +193,11 @@ class Config(_Table):
         if self.federated.min_nodes > self.federated.num_nodes:
             raise ValueError(f"federated.min_nodes={self.federated.min_nodes} is more than num_nodes; lower it")
         if self.privacy is not None:
+            if self.federated.sampling_probability != 1:
+                raise ValueError(
+                    f"federated.sampling_probability={self.federated.sampling_probability} is for runs without "
+                    "privacy; under a plan give privacy.sampling_probability, which is accounted"
+                )
             try:
                 check_private_upload(self.federated.upload_codec)
             except ConfigError as error:
