@@ -20,6 +20,7 @@ from fedrec.report.html import (
 )
 from fedrec.report.plots import CURVES, curve_points, learning_curve, popularity_shares, recall_by_group
 from fedrec.report.run import Group, Privacy, Run, read_run
+from fedrec.report.slices import MIN_USERS, gap_text, shown_groups, slice_table
 from fedrec.report.tables import (
     activity_table,
     communication_table,
@@ -34,12 +35,13 @@ from fedrec.report.tables import (
 )
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
+def write_report(run_dir: Path, out: Path | None = None, min_users: int = MIN_USERS) -> Path:
     """Write the report of one run, finished or not.
 
     Args:
         run_dir: the run folder.
         out: a folder, or the path of an *.html file; by default `<run_dir>/report`.
+        min_users: metrics of groups with fewer users are shown in no figure and no table.
 
     Returns:
         The path of the HTML page; its figures lie beside it.
@@ -48,7 +50,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         DataError: where `run_dir` is no run folder or one of its files is damaged.
     """
     run = read_run(run_dir)
-    sections = (_quality(run), _learning(run), _groups_served(run), _privacy(run), _cost(run))
+    sections = (_quality(run), _learning(run), _groups_served(run, min_users), _privacy(run), _cost(run))
     page = Page(
         title=f"{run.model_name} on {run.data_name}",
         subtitle=_subtitle(run),
@@ -159,7 +161,7 @@ def _learning(run: Run) -> Section:
     return Section("Learning", tuple(texts), pictures, folds=(fold,))
 
 
-def _groups_served(run: Run) -> Section:
+def _groups_served(run: Run, min_users: int) -> Section:
     if run.result is None:
         return Section("")
     items, activity = run.result.item_popularity, run.result.activity
@@ -179,14 +181,23 @@ def _groups_served(run: Run) -> Section:
             "popularity of the item",
         ),
     ):
+        groups = shown_groups(groups, count, min_users)
         if _known(groups, "recall@20"):
             draw = partial(recall_by_group, groups, count, noun, axis)
             alt = f"Bar chart of Recall@20 by {words}: {_spelled(groups, 'recall@20')}"
             caption = f"Recall@20 on the test split by {words}. Small groups are uncertain. {seed_phrase(run)}"
             pictures.append(picture(name, alt, caption, draw))
-    tables = [make(groups) for make, groups in ((activity_table, activity), (item_popularity_table, items)) if groups]
+    tables = [
+        make(groups, min_users)
+        for make, groups in ((activity_table, activity), (item_popularity_table, items))
+        if groups
+    ]
+    tables += [slice_table(one, min_users) for one in run.result.slices]
     folds = (Fold("Numbers by group", tuple(tables)),) if tables else ()
-    return Section("Whom and what it serves", pictures=tuple(pictures), folds=folds)
+    texts = [gap_text(one) for one in run.result.gaps]
+    if tables:
+        texts.append(f"Metrics of groups of fewer than {plural(min_users, 'user')} are in no figure and no table.")
+    return Section("Whom and what it serves", tuple(texts), tuple(pictures), folds=folds)
 
 
 def _privacy(run: Run) -> Section:

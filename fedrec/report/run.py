@@ -54,6 +54,43 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Metrics of the groups of one slice.
+
+    Args:
+        kind: "history_length", "category", "context" or "user".
+        name: the context field or user attribute; "" for the other kinds.
+        groups: in the order of the result.
+    """
+
+    kind: str
+    name: str
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far apart one metric is over the large groups of users of one slice; None and "" where it is not known."""
+
+    metric: str
+    gap: float | None
+    ratio: float | None
+    lowest: str
+    highest: str
+    by_chance: float | None
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The gaps of one slice; `gaps` is empty where fewer than two groups have `min_users` users."""
+
+    name: str
+    min_users: float | None
+    num_groups: float | None
+    gaps: tuple[Gap, ...]
+
+
+@dataclass(frozen=True)
 class Round:
     """One line of `rounds.jsonl`."""
 
@@ -74,6 +111,8 @@ class Result:
     metrics: Mapping[str, Mapping[str, float]]
     activity: tuple[Group, ...]
     item_popularity: tuple[Group, ...]
+    slices: tuple[Slice, ...]
+    gaps: tuple[Gaps, ...]
     privacy: Privacy | None
     timing: Mapping[str, float]
     communication: Mapping[str, float]
@@ -170,6 +209,8 @@ def parse_result(raw: object, source: str) -> Result:
         },
         activity=_groups(slices.get("activity"), f"{source}: metrics.slices.activity"),
         item_popularity=_groups(slices.get("item_popularity"), f"{source}: metrics.slices.item_popularity"),
+        slices=_slices(slices, f"{source}: metrics.slices"),
+        gaps=_gaps(slices.get("gaps"), f"{source}: metrics.slices.gaps"),
         privacy=None if privacy is None else _privacy(privacy, f"{source}: privacy"),
         timing=as_numbers(result.get("timing"), f"{source}: timing"),
         communication=as_numbers(result.get("communication"), f"{source}: communication"),
@@ -267,6 +308,33 @@ def _round(raw: object, where: str) -> Round:
         communication=as_numbers(line.get("communication"), f"{where}: communication"),
         epsilon_spent=as_number(line.get("epsilon_spent"), f"{where}: epsilon_spent"),
     )
+
+
+def _slices(raw: Mapping[str, Any], where: str) -> tuple[Slice, ...]:
+    found = [
+        Slice(kind, name, _groups(groups, f"{where}.{kind}.{name}"))
+        for kind in ("user", "context")
+        for name, groups in as_table(raw.get(kind), f"{where}.{kind}").items()
+    ]
+    found += [Slice(kind, "", _groups(raw.get(kind), f"{where}.{kind}")) for kind in ("history_length", "category")]
+    return tuple(one for one in found if one.groups)
+
+
+def _gaps(raw: object, where: str) -> tuple[Gaps, ...]:
+    found = []
+    for name, one in as_table(raw, where).items():
+        table = as_table(one, f"{where}.{name}")
+        numbers = as_numbers({key: table.get(key) for key in ("min_users", "num_groups")}, f"{where}.{name}")
+        metrics = sorted((key for key in table if "@" in key), reverse=True)  # NDCG before HR
+        gaps = tuple(_gap(key, table[key], f"{where}.{name}.{key}") for key in metrics)
+        found.append(Gaps(name.removeprefix("user."), numbers.get("min_users"), numbers.get("num_groups"), gaps))
+    return tuple(found)
+
+
+def _gap(metric: str, raw: object, where: str) -> Gap:
+    table = as_table(raw, where)
+    gap, ratio, chance = (as_number(table.get(key), f"{where}.{key}") for key in ("gap", "ratio", "gap_by_chance"))
+    return Gap(metric, gap, ratio, as_text(table.get("lowest")), as_text(table.get("highest")), chance)
 
 
 def _groups(raw: object, where: str) -> tuple[Group, ...]:

@@ -89,13 +89,13 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
     return Table("Rounds (metrics on the validation split)", ("Round", *kept), rows, note=note)
 
 
-def activity_table(groups: Sequence[Group]) -> Table:
-    """Return metrics by number of training interactions of the user."""
+def activity_table(groups: Sequence[Group], min_users: int = 0) -> Table:
+    """Return metrics by number of training interactions of the user; none of groups of fewer than `min_users`."""
     rows = tuple(
         (
             group.name,
             count_text(group.values.get("num_users")),
-            *(metric_text(key, group.values.get(key)) for key in ("ndcg@10", "hr@10", "recall@20")),
+            *group_metrics(group, "num_users", ("ndcg@10", "hr@10", "recall@20"), min_users),
         )
         for group in groups
     )
@@ -103,8 +103,14 @@ def activity_table(groups: Sequence[Group]) -> Table:
     return Table("Test metrics by activity of the user", columns, rows)
 
 
-def item_popularity_table(groups: Sequence[Group]) -> Table:
-    """Return metrics and shares by popularity of the item, most popular first."""
+def group_metrics(group: Group, count: str, keys: Sequence[str], min_users: int) -> tuple[str, ...]:
+    """Return metrics of a group, "-" where `count` says that they are of fewer than `min_users`."""
+    small = group.values.get(count, min_users) < min_users
+    return tuple(MISSING if small else metric_text(key, group.values.get(key)) for key in keys)
+
+
+def item_popularity_table(groups: Sequence[Group], min_users: int = 0) -> Table:
+    """Return metrics and shares by popularity of the item, most popular first; no metrics of few targets."""
     rows = tuple(
         (
             group.name,
@@ -112,8 +118,7 @@ def item_popularity_table(groups: Sequence[Group]) -> Table:
             count_text(group.values.get("num_targets")),
             percent_text(group.values.get("interaction_share")),
             percent_text(group.values.get("recommendation_share")),
-            metric_text("hr@10", group.values.get("hr@10")),
-            metric_text("recall@20", group.values.get("recall@20")),
+            *group_metrics(group, "num_targets", ("hr@10", "recall@20"), min_users),
         )
         for group in groups
     )

@@ -71,6 +71,33 @@ def groups() -> dict[str, Any]:
                 ("bottom 50%", 1854, 306, 0.0353, 0.0054, 0.0),
             )
         ],
+        "history_length": [{"group": "5-9", "num_users": 6040, "ndcg@10": 0.0532, "hr@10": 0.1084}],
+        "category": [
+            {"group": "Drama", "num_users": 4000, "ndcg@10": 0.0511, "hr@10": 0.1111},
+            {"group": "Western", "num_users": 9, "ndcg@10": 0.4321, "hr@10": 0.5555},
+        ],
+        "context": {"weather": [{"group": "unknown", "num_users": 6040, "ndcg@10": 0.0532, "hr@10": 0.1084}]},
+        "user": {
+            "gender": [
+                {"group": "female", "num_users": 1709, "ndcg@10": 0.0444, "hr@10": 0.0999},
+                {"group": "male", "num_users": 4331, "ndcg@10": 0.0567, "hr@10": 0.1118},
+            ]
+        },
+        "gaps": {
+            "history_length": {"min_users": 50, "num_groups": 1},
+            "user.gender": {
+                "min_users": 50,
+                "num_groups": 2,
+                "hr@10": {
+                    "gap": 0.0119,
+                    "ratio": 0.8936,
+                    "lowest": "female",
+                    "highest": "male",
+                    "gap_by_chance": 0.009,
+                },
+                "ndcg@10": {"gap": 0.0, "ratio": None, "lowest": "female", "highest": "male", "gap_by_chance": 0.0},
+            },
+        },
     }
 
 

@@ -175,6 +175,9 @@ def test_a_thousand_rounds_make_a_short_table(write_run: WriteRun) -> None:
         ("result.json", '{"metrics": []}', r"result\.json: metrics is a list"),
         ("result.json", '{"privacy": {"epsilon": "8"}}', r"privacy\.epsilon is '8'"),
         ("result.json", '{"privacy": {"events": [{"count": true}]}}', r"events\[0\]\.count is True"),
+        ("result.json", '{"metrics": {"slices": {"user": []}}}', r"metrics\.slices\.user is a list"),
+        ("result.json", '{"metrics": {"slices": {"context": {"mood": {}}}}}', r"slices\.context\.mood is a dict"),
+        ("result.json", '{"metrics": {"slices": {"gaps": {"user.age": {"hr@10": 1}}}}}', r"user\.age\.hr@10 is a int"),
         ("config.toml", "[data]\nname = \n", r"config\.toml is not valid TOML.*line 2"),
     ],
 )
