@@ -45,9 +45,38 @@ class NodeData:
     user_keys: np.ndarray
 
 
-@lru_cache(maxsize=2)
 def dataset(config_json: str) -> Dataset:
     """Load the data set of a config (given as JSON, so that processes can cache it)."""
+    return _dataset(_data_of(config_json, with_seed=False))
+
+
+def whole_split(config_json: str) -> Split:
+    """Split the data set of a config by its protocol."""
+    return _whole_split(_data_of(config_json))
+
+
+def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData:
+    """Return the users of one node: a user's own key says which, so that nobody else's data moves a user."""
+    return _node_data(_data_of(config_json), partition, num_partitions)
+
+
+def forget_data() -> None:
+    """Forget what was loaded: files may have changed since."""
+    for loaded in (_dataset, _whole_split, _node_data, slices_of, shared_spec, totals_spec):
+        loaded.cache_clear()
+
+
+def _data_of(config_json: str, with_seed: bool = True) -> str:
+    """Return a config that says the same of the data and nothing else: runs of other models then load it once."""
+    table = json.loads(config_json)
+    found = {"data": table["data"], "evaluation": table.get("evaluation", {}), "model": {"name": "popularity"}}
+    if with_seed:
+        found["runtime"] = {"seed": table.get("runtime", {}).get("seed", 0)}
+    return json.dumps(found, sort_keys=True)
+
+
+@lru_cache(maxsize=2)
+def _dataset(config_json: str) -> Dataset:
     config = Config.from_json(config_json)
     data = config.data
     return load(
@@ -62,8 +91,7 @@ def dataset(config_json: str) -> Dataset:
 
 
 @lru_cache(maxsize=2)
-def whole_split(config_json: str) -> Split:
-    """Split the data set of a config by its protocol."""
+def _whole_split(config_json: str) -> Split:
     config = Config.from_json(config_json)
     return split(
         config.evaluation.protocol,
@@ -84,8 +112,7 @@ def slices_of(config_json: str) -> Slices:
 
 
 @lru_cache(maxsize=256)
-def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData:
-    """Return the users of one node: a user's own key says which, so that nobody else's data moves a user."""
+def _node_data(config_json: str, partition: int, num_partitions: int) -> NodeData:
     whole = whole_split(config_json)
     rows = np.flatnonzero(nodes_of(user_keys(whole.train.user_ids.ids), num_partitions) == partition)
     part = replace(

@@ -172,8 +172,7 @@ def test_changed_data_or_config_is_not_gone_on_with(
     copy.write_bytes(data_file.read_bytes() + b"someone,i0000,5\n")
     from fedrec import assemble
 
-    assemble.dataset.cache_clear()
-    assemble.whole_split.cache_clear()
+    assemble.forget_data()
     outcome = fedrec("resume", run)
     assert outcome.code == 2 and "fingerprint" in outcome.err, outcome.err
 
