@@ -21,7 +21,7 @@ def test_gaps_are_one_line_each_with_what_chance_would_make(write_run: WriteRun)
     text = read(write_report(write_run(content=result(), rounds=1))).text
     assert (
         "Gap by gender (2 groups of at least 50 users): NDCG@10 0.0000 (female lowest, male highest, 0.0000 to expect "
-        "by chance); HR@10 0.0119 (female lowest, male highest, ratio 0.89, 0.0100 to expect by chance)."
+        "by chance); HR@10 0.0119 (female lowest, male highest, ratio 0.89, 0.0090 to expect by chance)."
     ) in text
     assert "Gap by history length: there are not two groups of at least 50 users." in text
 
