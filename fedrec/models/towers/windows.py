@@ -21,8 +21,9 @@ class Windows:
     """Parts of B histories, oldest first, each read from an empty start: position t follows t interactions.
 
     Args:
-        items: (B, T) int64, what was met at position t - 1 of the window; anything at position 0 and where padded.
-        lengths: (B,) int64 positions that count, at least 1; T is the largest.
+        items: (B, T) int64, what was met at position t - 1 of the window; anything at position 0.
+        lengths: (B,) int64 positions that count, at least 1; T is the largest. What is behind them repeats the last
+            one, so that padding has nothing to do with items, or values of context, that the user never met.
         targets: (B, T) int64, the item met after position t; anything where there is none.
         mask: (B, T) bool, True where there is a target.
         gaps: (B, T) int64 seconds between the items of positions t and t - 1; None where times are unknown.
@@ -98,12 +99,12 @@ def _cut(users: UserBatch, starts: Tensor, num: Tensor, num_targets: Tensor | No
     lengths = num + 1 if num_targets is None else num.clamp(min=1)
     width = int(lengths.max()) if len(lengths) else 1
     positions = torch.arange(width, device=users.items.device)
-    last = max(users.items.shape[1] - 1, 0)
-    after = (starts[:, None] + positions).clamp(max=last)
+    after = starts[:, None] + torch.minimum(positions, lengths[:, None] - 1)
     before = (after - 1).clamp(min=0)
 
     def take(column: Tensor, index: Tensor) -> Tensor:
-        return column.gather(1, index) if column.shape[1] else column.new_zeros(index.shape)
+        last = column.shape[1] - 1
+        return column.gather(1, index.clamp(max=last)) if last >= 0 else column.new_zeros(index.shape)
 
     items, mask = take(users.items, before), positions < (num if num_targets is None else num_targets)[:, None]
     gaps = None
