@@ -181,8 +181,10 @@ class TwoTower:
         config, device = self.config, users.items.device
         highest_row(users.items, num_items)
         windows = training_windows(users, config.history.window, config.history.crop_probability, key)
-        num_draws = windows.items.shape[1] * self._make(1, {}).history.num_dropped if config.history.dropout else 0
-        draws = dropout_draws(users.keys, num_draws, key).to(device) if num_draws else None
+        width, num_dropped = windows.items.shape[1], self._make(1, {}).history.num_dropped
+        draws = None
+        if config.history.dropout and num_dropped:
+            draws = dropout_draws(users.keys, width * num_dropped, key).to(device).unflatten(1, (width, num_dropped))
         return Examples(windows, draws, draw_negatives(users, num_items, config.loss.num_drawn, key))
 
     def _gradient(self, shared: Mapping[str, Tensor], examples: Examples) -> dict[str, Tensor]:
@@ -234,7 +236,7 @@ class Examples:
 
     Args:
         windows: of their histories.
-        draws: (B, n) uint8 of dropout, or None.
+        draws: (B, T, n) uint8 of dropout, or None.
         negatives: of sampled losses; none of them for other losses.
     """
 

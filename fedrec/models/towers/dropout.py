@@ -13,27 +13,28 @@ _STEPS = 256  # a draw is one byte
 
 
 class Dropout:
-    """Zeroes activations by the next bytes of each user, and scales up what is left.
+    """Zeroes activations by the next bytes of each position, and scales up what is left.
+
+    Bytes belong to positions, so that what is drawn for one does not depend on how many are padded to.
 
     Args:
-        draws: (..., n) uint8 with the leading dimensions of what is dropped; None to drop nothing.
-        probability: in [0, 1), rounded to a multiple of 1/256.
+        draws: (..., T, n) uint8 with the leading dimensions of what is dropped; None to drop nothing.
+        probability: in [0, 1), rounded to a multiple of 1/256, at most 255/256.
     """
 
     def __init__(self, draws: Tensor | None, probability: float) -> None:
         """Start at the first byte."""
-        self._draws, self._position = draws, 0
-        self._dropped = round(probability * _STEPS)
+        self._draws, self._used = draws, 0
+        self._dropped = min(round(probability * _STEPS), _STEPS - 1)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return (..., T, k) values with some of them dropped; every call uses draws of its own."""
         if self._draws is None or not self._dropped:
             return values
-        width = values.shape[-2] * values.shape[-1]
-        draws = self._draws[..., self._position : self._position + width]
-        self._position += width
+        start, self._used = self._used, self._used + values.shape[-1]
+        draws = self._draws[..., start : self._used]
         kept = (draws >= self._dropped).to(values.dtype) * (_STEPS / (_STEPS - self._dropped))
-        return values * kept.reshape(values.shape)
+        return values * kept
 
 
 def dropout_draws(user_keys: np.ndarray | None, num_draws: int, key: Key) -> Tensor:
