@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedrec.data.catalogue import Catalogue
@@ -263,11 +264,10 @@ def expected_range(stds: np.ndarray) -> float:
     Source:
         Tippett, On the extreme individuals and the range of samples, 1925; here for unequal spreads.
     """
-    from scipy.special import ndtr
-
     largest = float(stds.max(initial=0.0))
     if not largest:
         return 0.0
     grid = np.linspace(-9, 9, 3601) * largest
-    below = ndtr(grid / np.maximum(stds, 1e-6 * largest)[:, None])
+    scaled = grid / np.maximum(stds, 1e-6 * largest)[:, None]
+    below = torch.special.ndtr(torch.from_numpy(scaled)).numpy()
     return float(np.trapezoid(1 - below.prod(axis=0) - (1 - below).prod(axis=0), grid))
