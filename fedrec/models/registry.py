@@ -14,6 +14,7 @@ from fedrec.models.als import Als, AlsConfig
 from fedrec.models.bounded_als import BoundedAls, BoundedAlsConfig
 from fedrec.models.bounded_two_tower import BoundedTwoTower, BoundedTwoTowerConfig
 from fedrec.models.content import Content, ContentConfig
+from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
@@ -40,6 +41,7 @@ def _two_tower(values: TwoTowerConfig) -> FederatedModel:
 _EXACT: dict[str, _Entry] = {
     "als": _Entry(AlsConfig, lambda values, _: Als(values)),
     "content": _Entry(ContentConfig, lambda values, _: Content(values)),
+    "ease": _Entry(EaseConfig, lambda values, _: Ease(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "popularity": _Entry(PopularityConfig, Popularity),

@@ -145,6 +145,11 @@ def run_sweep(sweep: Sweep, folder: Path, num_trials: int) -> dict[str, Any]:
     return _write(sweep, folder, log.trials)
 
 
+def short(value: Any) -> str:
+    """Print a value of a range for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _begin(folder: Path, plan: Mapping[str, Any]) -> None:
     """Make the folder, or check that the same sweep was begun there."""
     file, text = folder / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n"
@@ -175,7 +180,7 @@ def _repeated(params: Mapping[str, Any], trials: Sequence[Trial]) -> Trial | Non
 def _run(sweep: Sweep, folder: Path, params: Mapping[str, Any], trials: Sequence[Trial]) -> Trial:
     """Run all seeds of a point."""
     start, number = time.perf_counter(), len(trials)
-    _LOG.info("trial %d: %s", number, ", ".join(f"{key}={value}" for key, value in params.items()))
+    _LOG.info("trial %d: %s", number, ", ".join(f"{key}={short(value)}" for key, value in params.items()))
     order = Order(sweep.metric, median_floors(trials) if sweep.prune else {})
     found: list[dict[str, Any]] = []
     state, reason = "complete", ""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedrec.tuning.sweep import short
 from fedrec.tuning.trials import Trial, best_of
 
 
@@ -19,8 +20,8 @@ def show(tables: Sequence[Mapping[str, Any]], metric: str, num_shown: int = 30) 
     ranked = sorted(trials, key=lambda trial: (order[trial.state], -trial.value if trial.values else 0.0, trial.number))
     best = best_of(trials)
     table = Table(title=f"Validation {metric}")
-    for name in ("trial", metric, "state", *(trials[0].params if trials else ()), "seconds", "note"):
-        table.add_column(name, justify="right" if name in ("trial", metric, "seconds") else "left")
+    for name in ("trial", metric, "state", *(key.split(".")[-1] for key in trials[0].params), "seconds", "note"):
+        table.add_column(name, justify="left" if name in ("state", "note") else "right", overflow="fold")
     for trial in ranked[:num_shown]:
         value = "" if not trial.values else f"{trial.value:.4f}"
         value += f" ± {trial.spread:.4f}" if len(trial.values) > 1 else ""

@@ -33,8 +33,15 @@ EXACT = {
     "als-recency": ({**ALS, "recency_weight": 20.0}, None),
     "item_knn": ({"name": "item_knn", "num_neighbors": 5, "shrinkage": 0.0}, None),
     "content": ({"name": "content"}, None),
+    "ease": ({"name": "ease", "regularization": 1.0}, None),
+    "ease-recency": ({"name": "ease", "regularization": 1.0, "recency_weight": 20.0}, None),
     "popularity": ({"name": "popularity"}, None),
     "mf": (MF, None),
+    "fcf": ({"name": "fcf", "dim": 8}, None),
+    "fedmf": ({"name": "fedmf", "dim": 8, "local_epochs": 2}, None),
+    "fedncf": ({"name": "fedncf", "dim": 8, "local_batch_size": 8}, None),
+    "fedrecon": ({"name": "fedrecon", "dim": 8}, None),
+    "pfedrec": ({"name": "pfedrec", "dim": 8, "item_learning_rate": 50.0, "local_batch_size": 8}, None),
 }
 BOUNDED = {
     "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
@@ -46,7 +53,8 @@ BOUNDED = {
 ALL = EXACT | BOUNDED
 PERSONALISED = [name for name in ALL if "popularity" not in name]
 GRADIENT = [name for name in ALL if "mf" in name]
-CLOSED_FORM = [name for name in PERSONALISED if name not in GRADIENT]
+PEERS = ["fcf", "fedmf", "fedncf", "fedrecon", "pfedrec"]  # whether they learn: tests/models/peers
+CLOSED_FORM = [name for name in PERSONALISED if name not in [*GRADIENT, *PEERS]]
 NORMALISED = [name for name in BOUNDED if name not in GRADIENT]  # made to have the clipping norm before it is enforced
 
 
