@@ -18,6 +18,11 @@ from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
+from fedrec.models.peers.fcf import Fcf, FcfConfig
+from fedrec.models.peers.fedmf import FedMf, FedMfConfig
+from fedrec.models.peers.fedncf import FedNcf, FedNcfConfig
+from fedrec.models.peers.fedrecon import FedRecon, FedReconConfig
+from fedrec.models.peers.pfedrec import PFedRec, PFedRecConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
 from fedrec.models.two_tower import TwoTower, TwoTowerConfig
@@ -42,8 +47,13 @@ _EXACT: dict[str, _Entry] = {
     "als": _Entry(AlsConfig, lambda values, _: Als(values)),
     "content": _Entry(ContentConfig, lambda values, _: Content(values)),
     "ease": _Entry(EaseConfig, lambda values, _: Ease(values)),
+    "fcf": _Entry(FcfConfig, lambda values, _: Fcf(values)),
+    "fedmf": _Entry(FedMfConfig, lambda values, _: FedMf(values)),
+    "fedncf": _Entry(FedNcfConfig, lambda values, _: FedNcf(values)),
+    "fedrecon": _Entry(FedReconConfig, lambda values, _: FedRecon(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
+    "pfedrec": _Entry(PFedRecConfig, lambda values, _: PFedRec(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
     "two_tower": _Entry(TwoTowerConfig, lambda values, _: _two_tower(values)),
 }

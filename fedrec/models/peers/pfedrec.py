@@ -1,0 +1,99 @@
+"""PFedRec: a shared item table, and on each device a scoring layer and an item table of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedrec.data.batches import UserBatch
+from fedrec.data.catalogue import Catalogue
+from fedrec.models.blocks import Contributions
+from fedrec.models.peers.descent import ITEMS, batches, descend
+from fedrec.models.peers.examples import HeldOut
+from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of, start
+from fedrec.models.protocol import ServerState, Trained, UserState
+from fedrec.randomness import Key
+
+
+class PFedRecConfig(PeerConfig):
+    """Settings of `pfedrec`; the defaults are those of the paper on MovieLens-100K.
+
+    Rates are of the mean loss of a batch; the paper's rate of items is learning rate x number of items x 80.
+    """
+
+    init_std: Rate = 1.0
+    learning_rate: Rate = 0.1
+    item_learning_rate: Rate = 13456.0
+
+
+class PFedRec(Peer):
+    """Dual personalisation: the scoring function and the view of the items are the user's own.
+
+        y_ui = sigmoid(w_u' e_i^u + c_u)
+
+    In a round a device takes the shared items as its own, e^u = e, and for each batch of its examples
+
+        w_u, c_u  <-  one step on the loss with e^u as it is                    (personal scoring function)
+        e^u       <-  one step on the loss with the new w_u, c_u                (personal view of the items)
+
+    The server takes the mean of all e^u. The scoring function stays on the device, and so does e^u, which the device
+    ranks with: of it the device keeps the scores of all items, all that ranking takes. A user who never trained scores
+    with the start of the scoring function, drawn once for all, and the shared items.
+
+    Source:
+        Zhang et al., Dual Personalization on Federated Recommendation, IJCAI 2023, section 3.3 and algorithm 1; batch
+        by batch alternation, start and rates as in the authors' code.
+    """
+
+    config: PFedRecConfig
+
+    def __init__(self, config: PFedRecConfig, held_out: HeldOut | None = None) -> None:
+        """Keep the settings; see `Peer`."""
+        super().__init__(config, held_out)
+        self.config = config
+
+    def init(self, catalogue: Catalogue, key: Key) -> ServerState:
+        """Draw the items and the common start of scoring; shared: items (M, d), start (d + 1,), float32, uniform."""
+        state = super().init(catalogue, key)
+        dim = self.config.dim
+        uniform = torch.rand(dim + 1, generator=key.fold("start").torch_generator())
+        return ServerState({**state.shared, "start": (2 * uniform - 1) / dim**0.5})
+
+    def fit_users(self, shared: Mapping[str, Tensor], users: UserBatch, ranking: bool = True) -> UserState:
+        """Take up what the device kept.
+
+        Returns:
+            For training {"weights": (B, d), "offsets": (B,)}, for ranking {"scores": (B, M)}.
+        """
+        weights, offset = shared["start"][:-1], shared["start"][-1]
+        if ranking:
+            return {"scores": users.kept("scores", shared["items"] @ weights + offset)}
+        return {"weights": users.kept("weights", weights), "offsets": users.kept("offsets", offset)}
+
+    def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
+        """Train scoring and items in turn, and return how far the items moved."""
+        examples = self._draw(shared, users, key)
+        local = start(shared, state, examples)
+        for _ in range(self.config.local_epochs):
+            for batch in batches(examples, self.config.local_batch_size):
+                own = {"weights": self.config.learning_rate, "offsets": self.config.learning_rate}
+                local = descend(local, batch, _logits, own, "logistic")
+                local = descend(local, batch, _logits, {ITEMS: self.config.item_learning_rate}, "logistic")
+        weights, offsets = local.parameters["weights"], local.parameters["offsets"]
+        scores = weights @ shared["items"].T + offsets[:, None]
+        own_scores = torch.where(examples.row_mask, _logits(local.parameters, local.rows), 0.0)
+        before = scores.gather(1, examples.rows) * examples.row_mask
+        scores = scores.scatter_add(1, examples.rows, own_scores - before)
+        moves = moves_of(shared, local, examples)
+        return Trained({"items": moves}, {"weights": weights, "offsets": offsets, "scores": scores})
+
+    def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
+        """Return (B, num_items): the scores of the device's own items."""
+        return state["scores"]
+
+
+def _logits(parameters: Mapping[str, Tensor], items: Tensor) -> Tensor:
+    """Return (B, E) of (B, E, d) items."""
+    return (items @ parameters["weights"][:, :, None])[:, :, 0] + parameters["offsets"][:, None]
