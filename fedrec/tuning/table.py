@@ -25,9 +25,7 @@ def show(tables: Sequence[Mapping[str, Any]], metric: str, num_shown: int = 30) 
     for trial in ranked[:num_shown]:
         value = "" if not trial.values else f"{trial.value:.4f}"
         value += f" ± {trial.spread:.4f}" if len(trial.values) > 1 else ""
-        settings = [
-            f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in trial.params.values()
-        ]
+        settings = [escape(short(one)) for one in trial.params.values()]
         cells = [str(trial.number), value, trial.state, *settings, f"{trial.seconds:.1f}", escape(trial.reason)]
         table.add_row(*cells, style="bold" if trial is best else None)
     console = Console(stderr=True)
