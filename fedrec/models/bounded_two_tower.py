@@ -16,10 +16,13 @@ from fedrec.models.losses import LossConfig, sampled_loss, squared_loss
 from fedrec.models.protocol import UserState
 from fedrec.models.towers.dropout import Dropout
 from fedrec.models.towers.windows import Windows
-from fedrec.models.two_tower import Examples, TwoTower, TwoTowerConfig
+from fedrec.models.two_tower import Examples, TwoTower, TwoTowerConfig, all_finite
 from fedrec.randomness import Key
 
 _USERS_AT_ONCE = 64
+_SCORED = 2**24
+"""Numbers that the scores of users side by side may take, or the hidden layers behind them."""
+
 _TABLES = ("items", "biases")
 
 Tensors = dict[str, Tensor]
@@ -57,12 +60,12 @@ class BoundedTwoTower(TwoTower):
     """
 
     bounded = True
-    batch_cells = 2**14
     config: BoundedTwoTowerConfig
 
     def __init__(self, config: BoundedTwoTowerConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
+        self.batch_cells = 2**14
 
     def totals(self, shared: Mapping[str, Tensor]) -> Tensors:
         """Return float64 zeros of the names and shapes of the shared parameters."""
@@ -78,7 +81,10 @@ class BoundedTwoTower(TwoTower):
         rows = {name: start.pop(name)[touched.rows] for name in _TABLES}
         moves = {name: tensor.new_zeros(users.num_users, *tensor.shape) for name, tensor in start.items()}
         moves |= {name: torch.zeros_like(values) for name, values in rows.items()}
-        slopes = vmap(grad(self._loss_of_one(shared)), (0, None, 0, 0), chunk_size=_USERS_AT_ONCE)
+        if not all_finite(start):  # nobody counts then, or how far a batch is padded would decide who does
+            moves = {name: torch.full_like(move, torch.nan) for name, move in moves.items()}
+        at_once = _SCORED // (config.numbers_a_position * max(examples.windows.items.shape[1] for examples in steps))
+        slopes = vmap(grad(self._loss_of_one(shared)), (0, None, 0, 0), chunk_size=max(1, min(_USERS_AT_ONCE, at_once)))
         for examples, slots in zip(steps, touched.slots, strict=True):
             slope = slopes(moves, start, rows, _as_tensors(examples, slots))
             moves = {name: move - slope[name] / config.local_learning_rate for name, move in moves.items()}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fedrec.errors import DataError
 
@@ -61,9 +62,9 @@ def sampled_loss(config: LossConfig, positive: Tensor, negative: Tensor, used: T
         scores = torch.cat([positive[..., None], torch.where(used, corrected, -torch.inf)], dim=-1)
         return torch.logsumexp(scores, dim=-1) - positive
     against = torch.where(used, F.softplus(negative), 0.0).sum(dim=-1)
-    share = (num_used / num_unmet.clamp(min=1)).clamp(min=1e-12, max=1.0)
+    share = (num_used / num_unmet.clamp(min=1)).clamp(max=1.0)
     calibration = config.calibration if config.name == "gbce" else 0.0
-    power = share * (calibration * (1 - 1 / share) + 1 / share)
+    power = 1 - calibration * (1 - share)
     return against - power * F.logsigmoid(positive)
 
 
@@ -106,6 +107,7 @@ class _Softmax(torch.autograd.Function):
         return total.to(queries.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None
 

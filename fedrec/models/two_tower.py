@@ -29,6 +29,9 @@ from fedrec.models.towers.towers import Towers
 from fedrec.models.towers.windows import Windows, ranking_windows, training_windows
 from fedrec.randomness import Key
 
+_SCORED = 2**25
+"""Numbers that the scores of a batch with its negatives may take, or the hidden layers behind them."""
+
 _ADAM = ServerOptimizerConfig(learning_rate=1e-3, second_momentum=0.98, stability=1e-8, warmup_rounds=100)
 
 
@@ -76,7 +79,15 @@ class TwoTowerConfig(BaseModel):
                 f"model.local_steps={self.local_steps} with the softmax over all items would keep a copy of every item "
                 "for every user; use a sampled loss, for example model.loss.name='sampled_softmax'"
             )
+        twice = {name for name in self.context_fields if self.context_fields.count(name) > 1}
+        if twice:
+            raise ValueError(f"model.context_fields names {min(twice)!r} twice; name it once")
         return self
+
+    @property
+    def numbers_a_position(self) -> int:
+        """How many numbers scoring a position against its negatives takes: one each, or one hidden layer each."""
+        return (1 + self.loss.num_drawn) * (1 if self.fusion == "dot" else self.dim)
 
 
 class TwoTower:
@@ -101,12 +112,12 @@ class TwoTower:
     """
 
     bounded = False
-    batch_cells = 2**18
     batches_side_by_side = False
 
     def __init__(self, config: TwoTowerConfig) -> None:
         """Keep the settings."""
         self.config = config
+        self.batch_cells = max(1, min(2**18, _SCORED // config.numbers_a_position))
 
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Draw all parameters; shared: items (M, d), biases (M, 1) and what the towers have, float32.
@@ -169,9 +180,9 @@ class TwoTower:
         examples = self._examples(users, len(shared["items"]), key)
         counted = torch.ones(users.num_users, dtype=torch.bool, device=users.items.device)
         gradient = self._gradient(shared, examples)
-        if not _all_finite(gradient):
+        if not all_finite(gradient):
             alone = torch.eye(len(counted), dtype=torch.bool, device=counted.device)
-            found = [_all_finite(self._gradient(shared, examples.of(one))) for one in alone]
+            found = [all_finite(self._gradient(shared, examples.of(one))) for one in alone]
             counted = torch.tensor(found, device=counted.device)
             gradient = self._gradient(shared, examples.of(counted))
         return {name: Summed(-part, counted) for name, part in gradient.items()}
@@ -184,7 +195,7 @@ class TwoTower:
         width, num_dropped = windows.items.shape[1], self._make(1, {}).history.num_dropped
         draws = None
         if config.history.dropout and num_dropped:
-            draws = dropout_draws(users.keys, width * num_dropped, key).to(device).unflatten(1, (width, num_dropped))
+            draws = dropout_draws(users.keys, width * num_dropped, key).to(device).reshape(-1, width, num_dropped)
         return Examples(windows, draws, draw_negatives(users, num_items, config.loss.num_drawn, key))
 
     def _gradient(self, shared: Mapping[str, Tensor], examples: Examples) -> dict[str, Tensor]:
@@ -253,5 +264,6 @@ class Examples:
         )
 
 
-def _all_finite(gradient: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in gradient.values())
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether every number of every tensor is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())

@@ -28,6 +28,10 @@ pytestmark = pytest.mark.usefixtures("form")
 
 ALS = {"name": "als", "dim": 8}
 MF = {"name": "mf", "dim": 8, "local_learning_rate": 0.02, "num_negatives": 2, "negative_weight": 1.0}
+SOME = {"num_blocks": 1, "window": 5, "dropout": 0.25, "crop_probability": 0.5}
+TWO_TOWER = {"name": "two_tower", "dim": 8, "history": SOME, "server_optimizer": {"learning_rate": 0.05}}
+GRU, LSTM, DECAYED = ({**TWO_TOWER, "history": {**SOME, "name": name}} for name in ("gru", "lstm", "decayed"))
+SAMPLED, GBCE, BCE, BPR = ({"name": name, "num_negatives": 4} for name in ("sampled_softmax", "gbce", "bce", "bpr"))
 EXACT = {
     "als": (ALS, None),
     "als-recency": ({**ALS, "recency_weight": 20.0}, None),
@@ -35,6 +39,7 @@ EXACT = {
     "content": ({"name": "content"}, None),
     "ease": ({"name": "ease", "regularization": 1.0}, None),
     "ease-recency": ({"name": "ease", "regularization": 1.0, "recency_weight": 20.0}, None),
+    "fm": ({"name": "fm", "dim": 8, "window": 5, "server_optimizer": {"learning_rate": 0.05}}, None),
     "popularity": ({"name": "popularity"}, None),
     "mf": (MF, None),
     "fcf": ({"name": "fcf", "dim": 8}, None),
@@ -42,6 +47,12 @@ EXACT = {
     "fedncf": ({"name": "fedncf", "dim": 8, "local_batch_size": 8}, None),
     "fedrecon": ({"name": "fedrecon", "dim": 8}, None),
     "pfedrec": ({"name": "pfedrec", "dim": 8, "item_learning_rate": 50.0, "local_batch_size": 8}, None),
+    "two_tower-attention": ({**TWO_TOWER, "history": {**SOME, "time_gaps": True}}, None),
+    "two_tower-gru": ({**GRU, "fusion": "additive", "loss": BCE}, None),
+    "two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": GBCE}, None),
+    "two_tower-decayed": ({**DECAYED, "loss": BPR}, None),
+    "two_tower-none": ({**TWO_TOWER, "history": {"name": "none"}, "loss": SAMPLED}, None),
+    "two_tower-steps": ({**TWO_TOWER, "loss": SAMPLED, "local_steps": 3}, None),
 }
 BOUNDED = {
     "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
@@ -49,10 +60,15 @@ BOUNDED = {
     "bounded-popularity": ({"name": "popularity"}, 1.0),
     "bounded-mf": (MF, 1.0),
     "bounded-mf-small-norm": ({**MF, "loss": "logistic", "local_epochs": 2}, 0.01),
+    "bounded-two_tower-attention": ({**TWO_TOWER, "history": {**SOME, "time_gaps": True}, "loss": SAMPLED}, 1.0),
+    "bounded-two_tower-gru": ({**GRU, "fusion": "additive", "loss": GBCE, "local_steps": 3}, 0.01),
+    "bounded-two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": BPR}, 1.0),
+    "bounded-two_tower-decayed": ({**DECAYED, "loss": BCE}, 0.01),
+    "bounded-two_tower-none": ({**TWO_TOWER, "history": {"name": "none"}, "loss": SAMPLED}, 1.0),
 }
 ALL = EXACT | BOUNDED
 PERSONALISED = [name for name in ALL if "popularity" not in name]
-GRADIENT = [name for name in ALL if "mf" in name]
+GRADIENT = [name for name in ALL if "mf" in name or "two_tower" in name or name == "fm"]
 PEERS = ["fcf", "fedmf", "fedncf", "fedrecon", "pfedrec"]  # whether they learn: tests/models/peers
 CLOSED_FORM = [name for name in PERSONALISED if name not in [*GRADIENT, *PEERS]]
 NORMALISED = [name for name in BOUNDED if name not in GRADIENT]  # made to have the clipping norm before it is enforced

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def local(total: BoundedSum, round_number: int, key: Key) -> Release:
 
 
 MODELS = sorted(model_names("user"))
+TABLES: dict[str, dict[str, Any]] = {"two_tower": {"dim": 2, "history": {"name": "decayed"}}}
 MECHANISMS: dict[str, Mechanism] = {"central": central, "local": local}
 KEYS = {"simulation": Key.from_seed(12), "deployment": SYSTEM}
 NUM_CASES = len(MODELS) * len(MECHANISMS) * len(KEYS)
@@ -69,8 +71,8 @@ NUM_CASES = len(MODELS) * len(MECHANISMS) * len(KEYS)
 @cache
 def bounded_sum(model: str) -> BoundedSum:
     """Return the sum that the users of a small world add up to."""
-    table = {"name": model, "dim": DIM} if "dim" in settings_type(model, "user").model_fields else {"name": model}
-    built = build_model(table, CLIPPING_NORM)
+    sized = {"dim": DIM} if "dim" in settings_type(model, "user").model_fields else {}
+    built = build_model({"name": model, **sized, **TABLES.get(model, {})}, CLIPPING_NORM)
     shared = built.init(Catalogue(INTERACTIONS.item_ids), Key.from_seed(1)).shared
     batches = user_batches(INTERACTIONS, keys=user_keys(INTERACTIONS.user_ids.ids))
     return sum_contributions(built, shared, batches, CLIPPING_NORM, Key.from_seed(1))[0]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class ContextTower(nn.Module):
     """A vector for each context: the sum of one vector a field, through a gate with the history.
 
-    Categorical fields hold codes from 0; -1 is an unknown value, which has a vector of its own. Numeric fields hold
-    float32 values, NaN where unknown.
+    Categorical fields hold codes from 0; -1, or any code that the field does not have, is an unknown value, which has a
+    vector of its own. Numeric fields hold float32 values, NaN where unknown.
 
         c = sum over fields of (vector of the code, or value x direction + offset, or the field's vector of unknown)
         g = z * h + (1 - z) * c,   z = sigmoid(W [h, c] + b)     where there is a history tower; else g = c
@@ -45,7 +45,8 @@ class ContextTower(nn.Module):
             if values is None:
                 total = total + table[0]
             elif num:
-                total = total + table[(values.to(torch.int64) + 1).clamp(0, num)]
+                codes = values.to(torch.int64)
+                total = total + table[torch.where((codes >= 0) & (codes < num), codes + 1, 0)]
             else:
                 known = ~torch.isnan(values)
                 line = torch.nan_to_num(values.to(table.dtype))[..., None] * table[1] + table[2]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedrec.models.towers.dropout import Dropout
 
 _GAP_BUCKETS = 34
-"""0: no gap known; bucket k: a gap of [2^(k-1), 2^k) seconds, the last one everything above."""
+"""0: no gap, or none known; bucket k: a gap of [2^(k-1), 2^k) seconds, the last one everything above."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -96,7 +96,7 @@ def _bucket(gaps: Tensor | None, items: Tensor) -> Tensor:
     """Return the (..., T) int64 bucket of each gap; 0 where none is known."""
     if gaps is None:
         return torch.zeros(items.shape[:-1], dtype=torch.int64, device=items.device)
-    logs = torch.log2(gaps.to(torch.float32).clamp(min=0) + 1).to(torch.int64)
+    logs = torch.log2(gaps.to(torch.float64).clamp(min=1)).to(torch.int64)
     return torch.where(gaps > 0, (1 + logs).clamp(max=_GAP_BUCKETS - 1), torch.zeros_like(logs))
 
 
