@@ -16,6 +16,7 @@ from fedrec.models.bounded_two_tower import BoundedTwoTower, BoundedTwoTowerConf
 from fedrec.models.content import Content, ContentConfig
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
+from fedrec.models.fm import FactorizationMachine, FactorizationMachineConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
 from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
 from fedrec.models.peers.fcf import Fcf, FcfConfig
@@ -51,6 +52,7 @@ _EXACT: dict[str, _Entry] = {
     "fedmf": _Entry(FedMfConfig, lambda values, _: FedMf(values)),
     "fedncf": _Entry(FedNcfConfig, lambda values, _: FedNcf(values)),
     "fedrecon": _Entry(FedReconConfig, lambda values, _: FedRecon(values)),
+    "fm": _Entry(FactorizationMachineConfig, lambda values, _: FactorizationMachine(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "pfedrec": _Entry(PFedRecConfig, lambda values, _: PFedRec(values)),

@@ -40,6 +40,7 @@ EXACT = {
     "ease": ({"name": "ease", "regularization": 1.0}, None),
     "ease-recency": ({"name": "ease", "regularization": 1.0, "recency_weight": 20.0}, None),
     "fm": ({"name": "fm", "dim": 8, "window": 5, "server_optimizer": {"learning_rate": 0.05}}, None),
+    "fm": ({"name": "fm", "dim": 8, "window": 5, "server_optimizer": {"learning_rate": 0.05}}, None),
     "popularity": ({"name": "popularity"}, None),
     "mf": (MF, None),
     "fcf": ({"name": "fcf", "dim": 8}, None),
