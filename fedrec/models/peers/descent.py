@@ -1,4 +1,4 @@
-"""Local gradient descent of many users side by side, each on parameters of their own."""
+"""Local gradient descent of many users side by side, each on parameters and item rows of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedrec.models.peers.examples import Examples
 
@@ -16,20 +15,53 @@ Logits = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters name -> (B, ...), item vectors (B, E, d)) -> (B, E) predictions before any sigmoid."""
 Loss = Literal["logistic", "squared"]
 ITEMS = "items"
-"""The name of the item rows among the rates of `descend`."""
+"""The name of the item table among the shared parameters and the blocks."""
 
 
 @dataclass(frozen=True, eq=False)
-class Local:
-    """What B users train: parameters of their own, and copies of the item rows that they touch.
+class Batch:
+    """A batch of the examples of B users, with the item vectors as they are.
 
     Args:
-        parameters: name -> (B, ...).
-        rows: (B, m, d) item rows, in the order of `Examples.rows`.
+        index: (B, E, d) int64 positions in the users' rows.
+        vectors: (B, E, d) item vectors.
+        targets: (B, E) float32.
+        counted: (B, E) bool.
     """
 
-    parameters: Mapping[str, Tensor]
-    rows: Tensor
+    index: Tensor
+    vectors: Tensor
+    targets: Tensor
+    counted: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples, rows: Tensor) -> Batch:
+        """Look up the vectors of examples in the users' (B, m, d) rows."""
+        index = examples.slots[:, :, None].expand(-1, -1, rows.shape[2])
+        return cls(index, rows.gather(1, index), examples.targets, examples.counted)
+
+    def errors(self, logits: Tensor, loss: Loss = "logistic", mean: bool = True) -> Tensor:
+        """Return the derivative of each user's loss by the predictions.
+
+        Args:
+            logits: (B, E) predictions before any sigmoid.
+            loss: cross-entropy of the sigmoid, or half the squared error of the prediction itself.
+            mean: whether the loss is the mean over the user's examples in the batch, or their sum.
+
+        Returns:
+            (B, E); 0 where an example does not count.
+        """
+        errors = (torch.sigmoid(logits) if loss == "logistic" else logits) - self.targets
+        errors = torch.where(self.counted, errors, 0.0)
+        return errors / self.counted.sum(dim=1, keepdim=True).clamp(min=1) if mean else errors
+
+    def weighted(self, errors: Tensor) -> Tensor:
+        """Return (B, d): the sum of a user's item vectors, weighted by (B, E) errors."""
+        return (errors[:, None] @ self.vectors)[:, 0]
+
+    def move(self, rows: Tensor, steps: Tensor) -> None:
+        """Add (B, E, d) steps to the users' (B, m, d) rows, in place."""
+        rows.scatter_add_(1, self.index, steps)
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
@@ -45,42 +77,34 @@ def batches(examples: Examples, size: int) -> Iterator[Examples]:
         )
 
 
-def descend(
-    local: Local, batch: Examples, logits: Logits, rates: Mapping[str, float], loss: Loss, mean: bool = True
-) -> Local:
-    """Take one step of gradient descent on a batch of each user's examples.
+def inner_products(vectors: Tensor, items: Tensor) -> Tensor:
+    """Return (B, E): the products of each user's (B, d) vector with (B, E, d) items."""
+    return (items @ vectors[:, :, None])[:, :, 0]
 
-    A user's gradient has no part of anybody else's loss, so that one backward pass over the sum of all losses gives
+
+def descend(
+    parameters: Mapping[str, Tensor], rows: Tensor, examples: Examples, logits: Logits, rate: float
+) -> dict[str, Tensor]:
+    """Take one step of gradient descent on the mean logistic loss of each user's examples, by automatic derivatives.
+
+    A user's loss has no part of anybody else's parameters, so that one backward pass over the sum of all losses gives
     the gradients of all users.
 
     Args:
-        local: where users are; its rows are moved in place.
-        batch: of their examples; a user without any in it stays.
+        parameters: name -> (B, ...).
+        rows: (B, m, d) item rows, moved in place.
+        examples: a batch of them; a user without any in it stays.
         logits: the model's prediction.
-        rates: name -> learning rate of what moves, `ITEMS` for the item rows; all else stays.
-        loss: cross-entropy of the sigmoid, or half the squared error.
-        mean: whether a batch's loss is the mean over its examples, or their sum.
+        rate: learning rate of parameters and rows.
 
     Returns:
-        Where users are then.
+        The parameters after the step.
     """
-    index = batch.slots[:, :, None].expand(-1, -1, local.rows.shape[2])
-    vectors = local.rows.gather(1, index)
-    moving = {name: local.parameters[name].detach().clone() for name in rates if name != ITEMS}
-    leaves = [*moving.values(), *([vectors] if ITEMS in rates else [])]
+    batch = Batch.of(examples, rows)
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
+    vectors = batch.vectors.requires_grad_()
     with torch.enable_grad():
-        for leaf in leaves:
-            leaf.requires_grad_()
-        found = logits({**local.parameters, **moving}, vectors)
-        if loss == "logistic":
-            losses = binary_cross_entropy_with_logits(found, batch.targets, reduction="none")
-        else:
-            losses = (found - batch.targets).square() / 2
-        share = batch.counted / batch.counted.sum(dim=1, keepdim=True).clamp(min=1) if mean else batch.counted
-        gradients = torch.autograd.grad((losses * share).sum(), leaves)
-    steps = dict(zip([*moving, ITEMS], gradients, strict=False))
-    parameters = {name: leaf.detach() - rates[name] * steps[name] for name, leaf in moving.items()}
-    rows = local.rows
-    if ITEMS in rates:
-        rows.scatter_add_(1, index, -rates[ITEMS] * steps[ITEMS])
-    return Local({**local.parameters, **parameters}, rows)
+        found = logits(leaves, vectors)
+    (*gradients, steps) = torch.autograd.grad(found, [*leaves.values(), vectors], batch.errors(found.detach()))
+    batch.move(rows, -rate * steps)
+    return {name: leaf.detach() - rate * step for (name, leaf), step in zip(leaves.items(), gradients, strict=True)}

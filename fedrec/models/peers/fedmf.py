@@ -12,9 +12,9 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import Contributions
-from fedrec.models.peers.descent import ITEMS, Local, Loss, batches, descend
+from fedrec.models.peers.descent import Batch, Loss, batches, inner_products
 from fedrec.models.peers.examples import HeldOut
-from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of, start
+from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of
 from fedrec.models.protocol import ReleasedBlocks, ServerState, Trained, UserState
 from fedrec.randomness import Key
 
@@ -69,16 +69,16 @@ class FedMf(Peer):
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Step on the user vectors and the items at once, and return the steps of the items."""
         config, examples = self.config, self._draw(shared, users, key)
-        local = start(shared, state, examples)
+        vectors, rows = state["vectors"], shared["items"][examples.rows]
         for _ in range(config.local_epochs):
-            for batch in batches(examples, config.local_batch_size):
-                # Users first, though both step from where both were: rows are moved in place.
-                users_rate, items_rate = {"vectors": config.learning_rate}, {ITEMS: config.item_learning_rate}
-                stepped = descend(local, batch, inner_product, users_rate, config.loss).parameters["vectors"]
-                moved = descend(local, batch, inner_product, items_rate, config.loss, mean=False)
-                shrunk = stepped - config.learning_rate * config.regularization * local.parameters["vectors"]
-                local = Local({"vectors": shrunk}, moved.rows)
-        return Trained({"items": moves_of(shared, local, examples)}, local.parameters)
+            for part in batches(examples, config.local_batch_size):
+                batch = Batch.of(part, rows)
+                errors = batch.errors(inner_products(vectors, batch.vectors), config.loss, mean=False)
+                batch.move(rows, -config.item_learning_rate * errors[:, :, None] * vectors[:, None])
+                num = part.counted.sum(dim=1, keepdim=True).clamp(min=1)
+                gradients = batch.weighted(errors) / num + config.regularization * vectors
+                vectors = vectors - config.learning_rate * gradients
+        return Trained({"items": moves_of(shared, rows, examples)}, {"vectors": vectors})
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Add the steps of all users: their sum, not their mean."""
@@ -90,8 +90,3 @@ class FedMf(Peer):
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
         """Return (B, num_items) inner products."""
         return state["vectors"] @ shared["items"].T
-
-
-def inner_product(parameters: Mapping[str, Tensor], items: Tensor) -> Tensor:
-    """Return (B, E): the products of the user's vector with (B, E, d) items."""
-    return (items @ parameters["vectors"][:, :, None])[:, :, 0]

@@ -14,7 +14,7 @@ from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import Contributions, Dense
 from fedrec.models.peers.descent import ITEMS, batches, descend
 from fedrec.models.peers.examples import HeldOut
-from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of, start
+from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of
 from fedrec.models.protocol import ReleasedBlocks, ServerState, Trained, UserState
 from fedrec.randomness import Key
 
@@ -94,13 +94,12 @@ class FedNcf(Peer):
         """Train user vector, items and network, and return how far items and network moved."""
         config, examples = self.config, self._draw(shared, users, key)
         network = {name: shared[name].expand(users.num_users, *shared[name].shape) for name in _network(shared)}
-        local = start(shared, {**state, **network}, examples)
-        rates = dict.fromkeys((ITEMS, "vectors", *network), config.learning_rate)
+        own, rows = {**state, **network}, shared[ITEMS][examples.rows]
         for _ in range(config.local_epochs):
             for batch in batches(examples, config.local_batch_size):
-                local = descend(local, batch, self._logits, rates, "logistic")
-        blocks = {name: Dense(local.parameters[name] - shared[name]) for name in network}
-        return Trained({ITEMS: moves_of(shared, local, examples), **blocks}, {"vectors": local.parameters["vectors"]})
+                own = descend(own, rows, batch, self._logits, config.learning_rate)
+        blocks = {name: Dense(own[name] - shared[name]) for name in network}
+        return Trained({ITEMS: moves_of(shared, rows, examples), **blocks}, {"vectors": own["vectors"]})
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move items by the sum of users' moves, and the network by their mean."""

@@ -11,10 +11,9 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.models.blocks import Contributions
 from fedrec.models.coalescing import distinct_items
-from fedrec.models.peers.descent import ITEMS, batches, descend
+from fedrec.models.peers.descent import Batch, batches, inner_products
 from fedrec.models.peers.examples import HeldOut
-from fedrec.models.peers.fedmf import inner_product
-from fedrec.models.peers.peer import Peer, PeerConfig, Rate, Times, moves_of, start
+from fedrec.models.peers.peer import Peer, PeerConfig, Rate, Times, moves_of
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -78,16 +77,20 @@ class FedRecon(Peer):
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Reconstruct the user vectors, train the items, and return how far they moved."""
         config, examples = self.config, self._draw(shared, users, key)
-        support = torch.arange(examples.num_examples, device=users.items.device) % 2 == 0  # the order is random
-        parts = [replace(examples, counted=examples.counted & half) for half in (support, ~support)]
-        vectors = shared["items"].new_zeros(users.num_users, shared["items"].shape[1])
-        local = start(shared, {"vectors": vectors}, examples)
+        in_support = torch.arange(examples.num_examples, device=users.items.device) % 2 == 0  # the order is random
+        support, query = (replace(examples, counted=examples.counted & half) for half in (in_support, ~in_support))
+        rows = shared["items"][examples.rows]
+        vectors = rows.new_zeros(users.num_users, rows.shape[2])
+        batch = Batch.of(support, rows)
         for _ in range(config.reconstruction_steps):
-            local = descend(local, parts[0], inner_product, {"vectors": config.learning_rate}, "logistic")
+            errors = batch.errors(inner_products(vectors, batch.vectors))
+            vectors = vectors - config.learning_rate * batch.weighted(errors)
         for _ in range(config.local_epochs):
-            for batch in batches(parts[1], 2 * config.local_batch_size):
-                local = descend(local, batch, inner_product, {ITEMS: config.item_learning_rate}, "logistic")
-        return {"items": moves_of(shared, local, examples)}
+            for part in batches(query, 2 * config.local_batch_size):
+                batch = Batch.of(part, rows)
+                errors = batch.errors(inner_products(vectors, batch.vectors))
+                batch.move(rows, -config.item_learning_rate * errors[:, :, None] * vectors[:, None])
+        return {"items": moves_of(shared, rows, examples)}
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move the items by the mean of what users moved them."""

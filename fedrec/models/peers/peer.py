@@ -12,7 +12,6 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import RowSparse
-from fedrec.models.peers.descent import Local
 from fedrec.models.peers.examples import Examples, HeldOut, draw_examples
 from fedrec.models.protocol import ReleasedBlocks, ServerState
 from fedrec.randomness import Key
@@ -86,11 +85,6 @@ class Peer:
         return draw_examples(users, num_items, self._settings.num_negatives, key, self._held_out)
 
 
-def start(shared: Mapping[str, Tensor], parameters: Mapping[str, Tensor], examples: Examples) -> Local:
-    """Return where users start: name -> (B, ...) parameters, and a copy of the item rows they touch."""
-    return Local(parameters, shared["items"][examples.rows])
-
-
-def moves_of(shared: Mapping[str, Tensor], local: Local, examples: Examples) -> RowSparse:
-    """Return how far each item row moved."""
-    return RowSparse(examples.rows, local.rows - shared["items"][examples.rows], examples.row_mask)
+def moves_of(shared: Mapping[str, Tensor], rows: Tensor, examples: Examples) -> RowSparse:
+    """Return how far each of the users' (B, m, d) item rows moved."""
+    return RowSparse(examples.rows, rows - shared["items"][examples.rows], examples.row_mask)

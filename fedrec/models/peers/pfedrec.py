@@ -10,9 +10,9 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import Contributions
-from fedrec.models.peers.descent import ITEMS, batches, descend
+from fedrec.models.peers.descent import Batch, batches, inner_products
 from fedrec.models.peers.examples import HeldOut
-from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of, start
+from fedrec.models.peers.peer import Peer, PeerConfig, Rate, moves_of
 from fedrec.models.protocol import ServerState, Trained, UserState
 from fedrec.randomness import Key
 
@@ -74,26 +74,24 @@ class PFedRec(Peer):
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Train scoring and items in turn, and return how far the items moved."""
-        examples = self._draw(shared, users, key)
-        local = start(shared, state, examples)
-        for _ in range(self.config.local_epochs):
-            for batch in batches(examples, self.config.local_batch_size):
-                own = {"weights": self.config.learning_rate, "offsets": self.config.learning_rate}
-                local = descend(local, batch, _logits, own, "logistic")
-                local = descend(local, batch, _logits, {ITEMS: self.config.item_learning_rate}, "logistic")
-        weights, offsets = local.parameters["weights"], local.parameters["offsets"]
+        config, examples = self.config, self._draw(shared, users, key)
+        weights, offsets = state["weights"], state["offsets"]
+        rows = shared["items"][examples.rows]
+        for _ in range(config.local_epochs):
+            for part in batches(examples, config.local_batch_size):
+                batch = Batch.of(part, rows)
+                errors = batch.errors(inner_products(weights, batch.vectors) + offsets[:, None])
+                weights = weights - config.learning_rate * batch.weighted(errors)
+                offsets = offsets - config.learning_rate * errors.sum(dim=1)
+                errors = batch.errors(inner_products(weights, batch.vectors) + offsets[:, None])
+                batch.move(rows, -config.item_learning_rate * errors[:, :, None] * weights[:, None])
         scores = weights @ shared["items"].T + offsets[:, None]
-        own_scores = torch.where(examples.row_mask, _logits(local.parameters, local.rows), 0.0)
-        before = scores.gather(1, examples.rows) * examples.row_mask
-        scores = scores.scatter_add(1, examples.rows, own_scores - before)
-        moves = moves_of(shared, local, examples)
+        own_scores = inner_products(weights, rows) + offsets[:, None]
+        change = torch.where(examples.row_mask, own_scores - scores.gather(1, examples.rows), 0.0)
+        scores = scores.scatter_add(1, examples.rows, change)
+        moves = moves_of(shared, rows, examples)
         return Trained({"items": moves}, {"weights": weights, "offsets": offsets, "scores": scores})
 
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
         """Return (B, num_items): the scores of the device's own items."""
         return state["scores"]
-
-
-def _logits(parameters: Mapping[str, Tensor], items: Tensor) -> Tensor:
-    """Return (B, E) of (B, E, d) items."""
-    return (items @ parameters["weights"][:, :, None])[:, :, 0] + parameters["offsets"][:, None]
