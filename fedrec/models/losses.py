@@ -64,7 +64,7 @@ def sampled_loss(config: LossConfig, positive: Tensor, negative: Tensor, used: T
     against = torch.where(used, F.softplus(negative), 0.0).sum(dim=-1)
     share = (num_used / num_unmet.clamp(min=1)).clamp(max=1.0)
     calibration = config.calibration if config.name == "gbce" else 0.0
-    power = 1 - calibration * (1 - share)
+    power = (1 - calibration) + calibration * share  # eq. 9 without its 1 - 1 + share, which float32 cannot hold
     return against - power * F.logsigmoid(positive)
 
 

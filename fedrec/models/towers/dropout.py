@@ -31,8 +31,8 @@ class Dropout:
         """Return (..., T, k) values with some of them dropped; every call uses draws of its own."""
         if self._draws is None or not self._dropped:
             return values
-        start, self._used = self._used, self._used + values.shape[-1]
-        draws = self._draws[..., start : self._used]
+        draws = self._draws.narrow(-1, self._used, values.shape[-1])
+        self._used += values.shape[-1]
         kept = (draws >= self._dropped).to(values.dtype) * (_STEPS / (_STEPS - self._dropped))
         return values * kept
 
