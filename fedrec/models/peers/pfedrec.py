@@ -18,14 +18,14 @@ from fedrec.randomness import Key
 
 
 class PFedRecConfig(PeerConfig):
-    """Settings of `pfedrec`; the defaults are those of the paper on MovieLens-100K.
+    """Settings of `pfedrec`; the defaults are those of the authors.
 
-    Rates are of the mean loss of a batch; the paper's rate of items is learning rate x number of items x 80.
+    `learning_rate` is of the mean loss of a batch; items learn with learning_rate x number of items x `item_rate`.
     """
 
     init_std: Rate = 1.0
     learning_rate: Rate = 0.1
-    item_learning_rate: Rate = 13456.0
+    item_rate: Rate = 80.0
 
 
 class PFedRec(Peer):
@@ -77,6 +77,7 @@ class PFedRec(Peer):
         config, examples = self.config, self._draw(shared, users, key)
         weights, offsets = state["weights"], state["offsets"]
         rows = shared["items"][examples.rows]
+        item_rate = config.learning_rate * len(shared["items"]) * config.item_rate
         for _ in range(config.local_epochs):
             for part in batches(examples, config.local_batch_size):
                 batch = Batch.of(part, rows)
@@ -84,7 +85,7 @@ class PFedRec(Peer):
                 weights = weights - config.learning_rate * batch.weighted(errors)
                 offsets = offsets - config.learning_rate * errors.sum(dim=1)
                 errors = batch.errors(inner_products(weights, batch.vectors) + offsets[:, None])
-                batch.move(rows, -config.item_learning_rate * errors[:, :, None] * weights[:, None])
+                batch.move(rows, -item_rate * errors[:, :, None] * weights[:, None])
         scores = weights @ shared["items"].T + offsets[:, None]
         own_scores = inner_products(weights, rows) + offsets[:, None]
         change = torch.where(examples.row_mask, own_scores - scores.gather(1, examples.rows), 0.0)

@@ -16,7 +16,7 @@ SETTINGS = {
     "fedmf": {"learning_rate": 1.0, "item_learning_rate": 0.005, "init_std": 0.3},
     "fedncf": {"learning_rate": 1.0, "item_step": 0.3, "init_std": 0.3},
     "fedrecon": {},
-    "pfedrec": {"learning_rate": 1.0, "item_learning_rate": 10.0, "init_std": 0.3},
+    "pfedrec": {"learning_rate": 1.0, "item_rate": 0.25, "init_std": 0.3},
 }
 KEEPING = ["fedmf", "fedncf", "pfedrec"]
 SPLIT, CATALOGUE = checkerboard(80, 40)

@@ -27,7 +27,7 @@ KEY = Key.from_seed(1)
 
 
 def test_pfedrec_equals_a_plain_loop_over_users_with_torch_modules() -> None:
-    config = PFedRecConfig(dim=4, learning_rate=0.5, item_learning_rate=20.0, local_batch_size=8, local_epochs=2)
+    config = PFedRecConfig(dim=4, learning_rate=0.5, item_rate=1.6, local_batch_size=8, local_epochs=2)
     model = PFedRec(config)
     shared = model.init(CATALOGUE, KEY).shared
     batch = make_batch(INTERACTIONS, np.arange(10), KEYS)
