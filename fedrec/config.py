@@ -301,7 +301,7 @@ def _resolve_model(config: Config, source: str) -> dict[str, Any]:
     name = table.pop("name")
     settings = settings_type(name, None if config.privacy is None else config.privacy.unit)
     try:
-        return {"name": name, **settings.model_validate(table).model_dump(mode="json")}
+        return {"name": name, **settings.model_validate(table).model_dump(mode="json", exclude_none=True)}
     except ValidationError as error:
         raise ConfigError(f"{source}: {'; '.join(describe(error, settings, 'model.'))}") from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from fedrec.data.batches import UserBatch
+from fedrec.models.adaptive_clipping import AdaptiveClippingConfig
 from fedrec.models.blocks import Contributions, Dense, RowSparse
 from fedrec.models.losses import LossConfig, sampled_loss, squared_loss
 from fedrec.models.protocol import UserState
@@ -29,9 +30,14 @@ Tensors = dict[str, Tensor]
 
 
 class BoundedTwoTowerConfig(TwoTowerConfig):
-    """Settings of `two_tower` where every user's move is known: under a privacy plan, or with several local steps."""
+    """Settings of `two_tower` where every user's move is known: under a privacy plan, or with several local steps.
+
+    Args:
+        adaptive_clipping: lets the clipping norm follow the users' norms; under a plan only.
+    """
 
     loss: LossConfig = LossConfig(name="sampled_softmax")
+    adaptive_clipping: AdaptiveClippingConfig | None = None
 
     @model_validator(mode="after")
     def _loss_touches_few_items(self) -> BoundedTwoTowerConfig:

@@ -13,6 +13,7 @@ from fedrec.compiled import compiled_for
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models import server_optimizer
+from fedrec.models.adaptive_clipping import AdaptiveClippingConfig
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.blocks import Contributions, RowSparse
 from fedrec.models.local_sgd import LocalSgd, draw_examples, train_users
@@ -33,6 +34,16 @@ class MatrixFactorizationConfig(AlsConfig):
     num_negatives: Annotated[int, Field(ge=1, le=100)] = 4
     negative_weight: Annotated[float, Field(gt=0)] = 2.0
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
+
+
+class BoundedMatrixFactorizationConfig(MatrixFactorizationConfig):
+    """Settings of `mf` under a privacy plan.
+
+    Args:
+        adaptive_clipping: lets the clipping norm follow the users' norms.
+    """
+
+    adaptive_clipping: AdaptiveClippingConfig | None = None
 
 
 class MatrixFactorization(Als):
