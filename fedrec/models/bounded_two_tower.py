@@ -92,6 +92,8 @@ class BoundedTwoTower(TwoTower):
         at_once = _SCORED // (config.numbers_a_position * max(examples.windows.items.shape[1] for examples in steps))
         slopes = vmap(grad(self._loss_of_one(shared)), (0, None, 0, 0), chunk_size=max(1, min(_USERS_AT_ONCE, at_once)))
         for examples, slots in zip(steps, touched.slots, strict=True):
+            if not users.num_users:  # nothing that vmap would take
+                break
             slope = slopes(moves, start, rows, _as_tensors(examples, slots))
             moves = {name: move - slope[name] / config.local_learning_rate for name, move in moves.items()}
         return {

@@ -1,0 +1,220 @@
+"""Users who stand apart: each one's move is what a plain loop over users finds, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedrec.data.batches import user_batches
+from fedrec.federated.cohort import sum_contributions
+from fedrec.models import bounded_two_tower
+from fedrec.models.bounded_two_tower import BoundedTwoTower
+from fedrec.models.registry import build_model
+from fedrec.randomness import user_keys
+from tests.models.towers.worlds import batch_of, catalogue_of, rich_world
+from tests.models.two_towers import (
+    HISTORIES,
+    KEY,
+    LOSSES,
+    bounded,
+    drawn,
+    exact,
+    far_apart,
+    norm_of,
+    plain_gradient,
+    written_out,
+)
+
+LENGTHS = [0, 1, 3, 6, 7, 12]
+WORLD = rich_world(LENGTHS)
+BATCH = batch_of(WORLD)
+
+
+def shared_of(model: BoundedTwoTower) -> dict[str, Tensor]:
+    return drawn(dict(model.init(catalogue_of(WORLD), KEY).shared))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("fusion", ["dot", "additive", "mlp"])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_gradients_of_users_are_those_of_a_plain_loop_and_add_up_to_the_sum(
+    history: str, fusion: str, loss: str
+) -> None:
+    model, whole = bounded(history, fusion, loss), exact(history, fusion, loss)
+    shared = shared_of(model)
+    doubles = {name: tensor.double() for name, tensor in shared.items()}
+    examples = model._examples(BATCH, WORLD.num_items, KEY)
+    blocks = model.contribute(shared, {}, BATCH, KEY)
+    total = {name: torch.zeros_like(tensor) for name, tensor in doubles.items()}
+    for user, length in enumerate(LENGTHS):
+        wanted = plain_gradient(model, doubles, examples, user)
+        found = written_out(blocks, shared, user)
+        assert (norm_of(found) > 0) == (length > 0)
+        assert far_apart(found, {name: -slope for name, slope in wanted.items()}) < 1e-10
+        total = {name: total[name] + found[name] for name in total}
+    summed = whole.totals(shared)
+    for name, block in whole.contribute(shared, {}, BATCH, KEY).items():
+        block.add_to(summed[name], torch.ones(len(LENGTHS), dtype=torch.float64))
+    assert far_apart(summed, total) < 1e-5
+
+
+@pytest.mark.parametrize("fusion", ["dot", "mlp"])
+@pytest.mark.parametrize("history", ["attention", "gru", "decayed"])
+def test_several_local_steps_are_those_of_plain_gradient_descent(history: str, fusion: str) -> None:
+    model = bounded(history, fusion, local_steps=3, local_learning_rate=0.5)
+    shared = shared_of(model)
+    blocks = model.contribute(shared, {}, BATCH, KEY)
+    start = {name: tensor.double() for name, tensor in shared.items()}
+    for user in range(len(LENGTHS)):
+        copy = start
+        for key in (KEY, KEY.fold("step", 1), KEY.fold("step", 2)):
+            slopes = plain_gradient(model, copy, model._examples(BATCH, WORLD.num_items, key), user)
+            copy = {name: value - 0.5 * slopes[name] for name, value in copy.items()}
+        moved = {name: (copy[name] - start[name]) / 0.5 for name in start}
+        assert far_apart(written_out(blocks, shared, user), moved) < 1e-10
+
+
+def test_draws_of_a_first_step_are_those_of_a_single_step_and_later_ones_are_others() -> None:
+    one, three = bounded(), bounded(local_steps=3, local_learning_rate=1e-9)
+    shared = shared_of(one)
+    single, triple = (model.contribute(shared, {}, BATCH, KEY) for model in (one, three))
+    first = written_out(single, shared, 5)
+    twice_more = {name: part - first[name] for name, part in written_out(triple, shared, 5).items()}
+    assert far_apart({name: 3 * part for name, part in first.items()}, written_out(triple, shared, 5)) > 0.1
+    again = [
+        plain_gradient(three, {n: t.double() for n, t in shared.items()}, examples, 5)
+        for examples in (three._examples(BATCH, WORLD.num_items, KEY.fold("step", number)) for number in (1, 2))
+    ]
+    wanted = {name: -again[0][name] - again[1][name] for name in shared}
+    assert far_apart(twice_more, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_users_move_does_not_depend_on_who_is_computed_beside(history: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn dropout, crops and negatives are a user's own; what is left is the rounding of float64."""
+    model = bounded(history, local_steps=2)
+    shared = shared_of(model)
+    together = model.contribute(shared, {}, BATCH, KEY)
+    monkeypatch.setattr(bounded_two_tower, "_USERS_AT_ONCE", 2)
+    by_twos = model.contribute(shared, {}, BATCH, KEY)
+    for user in range(len(LENGTHS)):
+        wanted = written_out(together, shared, user)
+        alone = written_out(model.contribute(shared, {}, batch_of(WORLD, [user]), KEY), shared, 0)
+        assert far_apart(alone, wanted) < 1e-13
+        assert far_apart(written_out(by_twos, shared, user), wanted) < 1e-13
+
+
+def test_moves_are_float64_and_few_rows_of_items() -> None:
+    model = bounded()
+    shared = shared_of(model)
+    blocks = model.contribute(shared, {}, BATCH, KEY)
+    assert blocks.keys() == shared.keys() == model.totals(shared).keys()
+    for name, block in blocks.items():
+        assert block.values.dtype == torch.float64, name  # type: ignore[attr-defined]
+        assert model.totals(shared)[name].dtype == torch.float64
+    large = rich_world([3, 4], num_items=5000)
+    model = bounded()
+    shared = drawn(dict(model.init(catalogue_of(large), KEY).shared))
+    items = model.contribute(shared, {}, batch_of(large), KEY)["items"]
+    assert items.values.shape[1] <= 2 * 6 + 6  # type: ignore[attr-defined]
+
+
+def test_rows_that_are_touched_stand_once_for_each_user() -> None:
+    ids = [torch.tensor([[3, 1, 3], [0, 0, 0]]), torch.tensor([[7, 1], [0, 2]])]
+    touched = bounded_two_tower._touched_rows(ids)
+    assert touched.rows.tolist() == [[1, 3, 7], [0, 2, 0]]
+    assert touched.mask.tolist() == [[True, True, True], [True, True, False]]
+    for slots, part in zip(touched.slots, ids, strict=True):
+        assert torch.equal(touched.rows.gather(1, slots), part)
+
+
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_spoilt_items_cost_those_who_touch_them_and_nobody_else(local_steps: int) -> None:
+    model = bounded(local_steps=local_steps)
+    shared = shared_of(model)
+    clean = model.contribute(shared, {}, BATCH, KEY)
+    for item in range(WORLD.num_items):
+        items = shared["items"].clone()
+        items[item] = torch.nan
+        spoilt = model.contribute({**shared, "items": items}, {}, BATCH, KEY)
+        finite = torch.stack([block.finite() for block in spoilt.values()]).all(dim=0)
+        for user in range(1, len(LENGTHS)):
+            history = WORLD.items[WORLD.users == user]
+            draws = [model._examples(BATCH, WORLD.num_items, key) for key in (KEY, KEY.fold("step", 1))[:local_steps]]
+            touched = {
+                row
+                for one in draws
+                for part in (one.windows.items[user], one.windows.targets[user], one.negatives.items[user])
+                for row in part.tolist()
+            }
+            assert touched <= set(history.tolist()) | {
+                row for one in draws for row in one.negatives.items[user].tolist()
+            }
+            if item not in touched:
+                assert finite[user]
+                assert far_apart(written_out(spoilt, shared, user), written_out(clean, shared, user)) == 0
+        assert not finite.all() or item not in WORLD.items
+
+
+@pytest.mark.parametrize("name", ["history.positions", "history.norm.weight", "context.tables.0", "past.lines.1"])
+def test_spoilt_towers_cost_everybody_so_that_padding_does_not_decide(name: str) -> None:
+    model = bounded()
+    shared = shared_of(model)
+    spoilt = shared[name].clone()
+    spoilt[-1] = torch.inf
+    for rows in ([1, 2], [0, 1, 2, 3, 4, 5]):
+        blocks = model.contribute({**shared, name: spoilt}, {}, batch_of(WORLD, rows), KEY)
+        assert not torch.stack([block.finite() for block in blocks.values()]).all(dim=0).any()
+
+
+def test_a_rating_that_is_no_number_costs_its_user_alone() -> None:
+    for model in (bounded(loss="squared"), exact(loss="squared")):
+        shared, world = shared_of(bounded(loss="squared")), rich_world(LENGTHS)
+        assert world.ratings is not None
+        before = sum_contributions(model, shared, batches(world, [0, 1, 2, 4, 5]), np.inf, KEY)[0].totals
+        world.ratings[world.users == 3] = np.nan
+        after, diagnostics = sum_contributions(model, shared, batches(world), np.inf, KEY)
+        assert diagnostics.num_zeroed == 1
+        assert far_apart(after.totals, before) < 1e-6
+
+
+def batches(world, rows=None, max_elements: int = 2**17):  # type: ignore[no-untyped-def]
+    wanted = None if rows is None else np.array(rows)
+    return user_batches(world, wanted, max_elements=max_elements, keys=user_keys(world.user_ids.ids))
+
+
+def test_nobody_adds_nothing() -> None:
+    model = bounded()
+    shared = shared_of(model)
+    for block in model.contribute(shared, {}, batch_of(WORLD, []), KEY).values():
+        assert block.finite().shape == (0,) and block.squared_norms().shape == (0,)
+
+
+@pytest.mark.parametrize(("fusion", "numbers"), [("dot", 7), ("additive", 7 * 4), ("mlp", 7 * 4)])
+def test_users_side_by_side_are_as_many_as_their_scores_leave_room_for(
+    fusion: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same result, to rounding."""
+    model = bounded(fusion=fusion)
+    shared, sizes, vmap = shared_of(model), list[int](), bounded_two_tower.vmap
+    before = model.contribute(shared, {}, BATCH, KEY)
+
+    def watched(*arguments, chunk_size: int):  # type: ignore[no-untyped-def]
+        sizes.append(chunk_size)
+        return vmap(*arguments, chunk_size=chunk_size)
+
+    monkeypatch.setattr(bounded_two_tower, "vmap", watched)
+    monkeypatch.setattr(bounded_two_tower, "_SCORED", 2 * 6 * numbers)
+    after = model.contribute(shared, {}, BATCH, KEY)
+    assert sizes == [2]
+    for user in range(len(LENGTHS)):
+        assert far_apart(written_out(after, shared, user), written_out(before, shared, user)) < 1e-12
+
+
+def test_registry_takes_the_bounded_form_for_local_steps_and_under_a_plan() -> None:
+    table = {"name": "two_tower", "loss": {"name": "bce"}}
+    assert not build_model(table, None).bounded
+    assert build_model({**table, "local_steps": 2}, None).bounded
+    assert build_model(table, 1.0).bounded
