@@ -40,20 +40,18 @@ class Batch:
         index = examples.slots[:, :, None].expand(-1, -1, rows.shape[2])
         return cls(index, rows.gather(1, index), examples.targets, examples.counted)
 
-    def errors(self, logits: Tensor, loss: Loss = "logistic", mean: bool = True) -> Tensor:
-        """Return the derivative of each user's loss by the predictions.
+    def errors(self, logits: Tensor, loss: Loss = "logistic") -> Tensor:
+        """Return the derivative of each user's mean loss over the examples of the batch by the predictions.
 
         Args:
             logits: (B, E) predictions before any sigmoid.
             loss: cross-entropy of the sigmoid, or half the squared error of the prediction itself.
-            mean: whether the loss is the mean over the user's examples in the batch, or their sum.
 
         Returns:
             (B, E); 0 where an example does not count.
         """
         errors = (torch.sigmoid(logits) if loss == "logistic" else logits) - self.targets
-        errors = torch.where(self.counted, errors, 0.0)
-        return errors / self.counted.sum(dim=1, keepdim=True).clamp(min=1) if mean else errors
+        return torch.where(self.counted, errors, 0.0) / self.counted.sum(dim=1, keepdim=True).clamp(min=1)
 
     def weighted(self, errors: Tensor) -> Tensor:
         """Return (B, d): the sum of a user's item vectors, weighted by (B, E) errors."""

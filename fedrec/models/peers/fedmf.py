@@ -22,19 +22,19 @@ from fedrec.randomness import Key
 class FedMfConfig(PeerConfig):
     """Settings of `fedmf`; the defaults take one step a round on all examples, as the paper does.
 
-    `learning_rate` is that of the user vector on the mean loss over its examples, `item_learning_rate` that of an item
-    on the sum of the losses of all users' examples of it.
+    `learning_rate` is that of a user vector on the mean loss of the user's examples, `item_learning_rate` that of an
+    item on the sum of these means over all users.
     """
 
     local_batch_size: Annotated[int, Field(ge=0)] = 0
     loss: Loss = "squared"
-    learning_rate: Rate = 1.0
-    item_learning_rate: Rate = 0.002
+    learning_rate: Rate = 3.0
+    item_learning_rate: Rate = 1.0
     regularization: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class FedMf(Peer):
-    """Alternating gradient steps of F = sum (y_ui - p_u' q_i)^2 / 2 + regularisation.
+    """Gradient steps on F = sum_u F_u, F_u = mean_i (y_ui - p_u' q_i)^2 / 2 + regularisation.
 
     In a round each device steps on its own vector and sends the gradients of its items at where both were (algorithm 1)
 
@@ -73,10 +73,9 @@ class FedMf(Peer):
         for _ in range(config.local_epochs):
             for part in batches(examples, config.local_batch_size):
                 batch = Batch.of(part, rows)
-                errors = batch.errors(inner_products(vectors, batch.vectors), config.loss, mean=False)
+                errors = batch.errors(inner_products(vectors, batch.vectors), config.loss)
                 batch.move(rows, -config.item_learning_rate * errors[:, :, None] * vectors[:, None])
-                num = part.counted.sum(dim=1, keepdim=True).clamp(min=1)
-                gradients = batch.weighted(errors) / num + config.regularization * vectors
+                gradients = batch.weighted(errors) + config.regularization * vectors
                 vectors = vectors - config.learning_rate * gradients
         return Trained({"items": moves_of(shared, rows, examples)}, {"vectors": vectors})
 

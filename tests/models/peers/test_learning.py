@@ -13,7 +13,7 @@ from tests.worlds import checkerboard
 
 SETTINGS = {
     "fcf": {"learning_rate": 0.1},
-    "fedmf": {"learning_rate": 1.0, "item_learning_rate": 0.005, "init_std": 0.3},
+    "fedmf": {"learning_rate": 1.0, "item_learning_rate": 0.5, "init_std": 0.3},
     "fedncf": {"learning_rate": 1.0, "item_step": 0.3, "init_std": 0.3},
     "fedrecon": {},
     "pfedrec": {"learning_rate": 1.0, "item_rate": 0.25, "init_std": 0.3},
