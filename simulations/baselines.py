@@ -2,7 +2,8 @@
 
     python -m simulations.baselines ml-100k [--seeds 3] [--out DIR]
 
-ALS takes the settings of simulations/DATA-als.toml; "centralised" is the same code with one node.
+ALS takes the settings of simulations/DATA-als.toml; "centralised" is the same code with one node. EASE and the
+factorisation machine stand beside it where simulations/DATA-ease.toml and DATA-fm.toml are there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def tables(data: str) -> dict[str, dict[str, Any]]:
     runs = {"ALS, federated": als, "ALS, centralised": {**als, "federated": {**als["federated"], "num_nodes": 1}}}
     for name in ("popularity", "item_knn", "content"):
         runs[name] = {**als, "model": {"name": name}, "federated": {**als["federated"], "num_rounds": 1}}
+    for name in ("ease", "fm"):
+        if (file := _HERE / f"{data}-{name}.toml").exists():
+            runs[name] = configs.load(file).model_dump(mode="json", exclude_none=True)
     return runs
 
 
@@ -40,7 +44,7 @@ def main() -> None:
     out = options.out or Path(tempfile.mkdtemp(prefix="baselines-"))
     results, folders, labels = {}, [], []
     for label, table in tables(options.data).items():
-        for seed in range(options.seeds if label.startswith("ALS") else 1):
+        for seed in range(options.seeds if label.startswith("ALS") or label == "fm" else 1):
             config = configs.build({**table, "runtime": {**table["runtime"], "seed": seed}}, label)
             folder = RunFolder(out / f"{label.replace(', ', '-')}-{seed}")
             folder.create(config)
