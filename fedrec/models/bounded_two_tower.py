@@ -66,6 +66,7 @@ class BoundedTwoTower(TwoTower):
     """
 
     bounded = True
+    precision = torch.float64
     config: BoundedTwoTowerConfig
 
     def __init__(self, config: BoundedTwoTowerConfig) -> None:
@@ -83,7 +84,7 @@ class BoundedTwoTower(TwoTower):
         keys = [key.fold("step", number) if number else key for number in range(config.local_steps)]
         steps = [self._examples(users, num_items, one) for one in keys]
         touched = _touched_rows([_ids(examples) for examples in steps])
-        start = {name: tensor.to(torch.float64) for name, tensor in shared.items()}
+        start = {name: tensor.to(self.precision) for name, tensor in shared.items()}
         rows = {name: start.pop(name)[touched.rows] for name in _TABLES}
         moves = {name: tensor.new_zeros(users.num_users, *tensor.shape) for name, tensor in start.items()}
         moves |= {name: torch.zeros_like(values) for name, values in rows.items()}
@@ -167,7 +168,7 @@ def _as_tensors(examples: Examples, slots: Tensor) -> Tensors:
         "targets": slots[:, width : 2 * width],
         "negatives": slots[:, 2 * width :],
         "used": negatives.used,
-        "num_unmet": negatives.num_unmet.to(torch.float64),
+        "num_unmet": negatives.num_unmet,
         "lengths": windows.lengths,
         "mask": windows.mask,
     }
