@@ -65,8 +65,14 @@ class Sweep:
     command: str = "fedrec sweep"
 
     def config(self, params: Mapping[str, Any], seed: int = 0) -> Config:
-        """Return the config of a point: the table with some keys set, its seed moved on by `seed`."""
-        config = build(with_values(self.table, params), self.source)
+        """Return the config of a point: the table with some keys set, its seed moved on by `seed`.
+
+        Defaults are resolved before keys are set: a key of a table within the model leaves its neighbours alone.
+        """
+        table = self.table
+        if "model.name" not in params:
+            table = json.loads(build(table, self.source).to_json())
+        config = build(with_values(table, params), self.source)
         runtime = config.runtime.model_copy(update={"seed": config.runtime.seed + seed})
         return config.model_copy(update={"runtime": runtime})
 

@@ -10,6 +10,7 @@ import pytest
 from fedrec.errors import ConfigError, DataError
 from fedrec.tuning.search import Search
 from fedrec.tuning.space import Range, check_space, load_space, with_values
+from fedrec.tuning.sweep import Sweep
 from fedrec.tuning.trials import Order, Trial, TrialLog, best_of, median_floors
 
 SPACE = (
@@ -109,6 +110,16 @@ def test_values_are_set_in_a_copy() -> None:
     assert TABLE == {"data": {"name": "synthetic"}, "model": {"name": "als"}}
     with pytest.raises(ConfigError, match="name is a value"):
         with_values(TABLE, {"model.name.x": 3})
+
+
+def test_key_of_a_table_within_the_model_leaves_its_neighbours_what_they_are() -> None:
+    table = {"data": {"name": "synthetic"}, "model": {"name": "fm"}}
+    key = "model.server_optimizer.learning_rate"
+    sweep = Sweep(table, "c.toml", (Range(key=key, low=0.1, high=1.0),))
+    before, after = (dict(sweep.config(params).model["server_optimizer"]) for params in ({}, {key: 0.5}))
+    assert after == {**before, "learning_rate": 0.5} and before["warmup_rounds"] == 50
+    other = sweep.config({"model.name": "popularity"}, seed=2)
+    assert other.model == {"name": "popularity"} and other.runtime.seed == 2
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
