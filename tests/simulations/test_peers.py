@@ -27,10 +27,6 @@ SMALL = {
     "model": {"name": "pfedrec", "dim": 4},
     "federated": {"num_rounds": 2},
 }
-    "data": {"name": "synthetic", "synthetic": WORLD},
-    "model": {"name": "pfedrec", "dim": 4},
-    "federated": {"num_rounds": 2},
-}
 
 
 def test_every_contender_starts_and_searches_among_settings_of_its_model() -> None:
@@ -113,7 +109,5 @@ def test_committed_configs_run_as_they_are(tmp_path: Path) -> None:
     file = tmp_path / "ours.toml"
     table = {**SMALL, "model": {"name": "als", "dim": 4}}
     file.write_text(configs.to_toml(configs.build(table, "test")))
-        '[data]\nname = "synthetic"\nsynthetic = { num_users = 150, num_items = 100 }\n[model]\nname = "als"\ndim = 4\n[federated]\nnum_rounds = 2\n'
-    )
     row = peers.measure_ours(peers.Plan("synthetic", 1, 2, tmp_path / "out"), file)
     assert row.label == "ours" and row.choice.rounds == 2 and len(row.test["ndcg@10"]) == 2
