@@ -13,14 +13,15 @@ from fedrec.audit.subject import Subject
 from fedrec.data.batches import user_batches
 from fedrec.data.interactions import Interactions
 from fedrec.models.blocks import Block, Dense, PairCounts, RowMoments, RowOuter, RowSparse, SecondMoments
+from fedrec.models.two_tower import TwoTower
 from fedrec.privacy.clipping import clip_scales
 from fedrec.randomness import Key
 
 _LEFT_OUT = (RowMoments, PairCounts)
 """Second moments of whole tables; the blocks beside them identify a user just as well."""
 
-_CELLS = 2**13
-"""Padded history cells of a batch: what is worked on at once is many times larger."""
+_CELLS, _USERS = 2**13, 2**16
+"""Padded history cells and users of a batch: what is worked on at once is many times larger."""
 
 Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(user in the batch, coordinate of the block, value); equal places add up."""
@@ -71,7 +72,8 @@ def contribution_rows(
     shared = model.prepare({name: tensor.to(subject.device) for name, tensor in shared.items()})
     totals = model.totals(shared)
     layout, parts, order = Layout({}, totals), [], []
-    for batch in user_batches(users, rows, max_elements=_CELLS, keys=keys):
+    at_once = 1 if isinstance(model, TwoTower) and not model.bounded else _USERS  # it adds up the users of a batch
+    for batch in user_batches(users, rows, _CELLS, at_once, keys):
         batch = batch.to(subject.device)
         contributions = model.contribute(shared, model.fit_users(shared, batch, ranking=False), batch, key)
         layout = Layout(contributions, totals)

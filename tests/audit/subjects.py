@@ -12,6 +12,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "als": {"name": "als", "dim": 8, "regularization": 0.001},
     "mf": {"name": "mf", "dim": 8},
     "popularity": {"name": "popularity"},
+    "two_tower": {
+        "name": "two_tower",
+        "dim": 4,
+        "history": {"name": "decayed", "window": 10, "dropout": 0.0},
+        "loss": {"name": "sampled_softmax", "num_negatives": 8},
+    },
 }
 
 
