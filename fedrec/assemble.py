@@ -62,7 +62,7 @@ def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData
 
 def forget_data() -> None:
     """Forget what was loaded: files may have changed since."""
-    for loaded in (_dataset, _whole_split, _node_data, slices_of, shared_spec, totals_spec):
+    for loaded in (_dataset, _fingerprint, _whole_split, _node_data, slices_of, shared_spec, totals_spec):
         loaded.cache_clear()
 
 
@@ -88,6 +88,11 @@ def _dataset(config_json: str) -> Dataset:
         synthetic=data.synthetic,
         time_context=data.time_context or (),
     )
+
+
+@lru_cache(maxsize=2)
+def _fingerprint(config_json: str) -> str:
+    return _dataset(config_json).interactions.fingerprint(with_attributes=False)
 
 
 @lru_cache(maxsize=2)
@@ -276,7 +281,7 @@ def noise_key(config: Config) -> Key:
     table = config.model_dump(mode="json", include={"data", "model", "evaluation"})
     if config.data.time_context is None:  # runs without are what they were before there was the key
         del table["data"]["time_context"]
-    fingerprint = dataset(config.to_json()).interactions.fingerprint(with_attributes=False)
+    fingerprint = _fingerprint(_data_of(config.to_json(), with_seed=False))
     key = run_key(config).fold("noise", "" if plan is None else plan.digest(), json.dumps(table), fingerprint)
     federated = config.federated
     if federated.download_codec == ("dense",):

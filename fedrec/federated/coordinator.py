@@ -161,8 +161,7 @@ class Coordinator:
     def _add_up(self, sums: Sequence[BoundedSum]) -> BoundedSum:
         if not sums:
             return self.receive(self.model.totals(self.shared))
-        nothing = {name: tensor.to("meta") for name, tensor in self.shared.items()}
-        self.receive(self.model.totals(nothing)).check_same_kind(sums[0])
+        self.receive(self.model.totals(self.shared)).check_same_kind(sums[0])
         total = self.receive({name: tensor.clone() for name, tensor in sums[0].totals.items()})
         for one in sums[1:]:
             total.merge(one)

@@ -76,7 +76,7 @@ class BoundedTwoTower(TwoTower):
 
     def totals(self, shared: Mapping[str, Tensor]) -> Tensors:
         """Return float64 zeros of the names and shapes of the shared parameters."""
-        return {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in shared.items()}
+        return {name: tensor.new_zeros(tensor.shape, dtype=torch.float64) for name, tensor in shared.items()}
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Train each user's copy and return how far it moved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Annotated
 
 import torch
@@ -25,7 +26,7 @@ from fedrec.models.towers.dropout import Dropout, dropout_draws
 from fedrec.models.towers.fusion import FusionName
 from fedrec.models.towers.history import HistoryConfig
 from fedrec.models.towers.negatives import Negatives, draw_negatives
-from fedrec.models.towers.towers import Towers
+from fedrec.models.towers.towers import Towers, make_towers
 from fedrec.models.towers.windows import Windows, ranking_windows, training_windows
 from fedrec.randomness import Key
 
@@ -138,7 +139,8 @@ class TwoTower:
         return ServerState(shared, server_optimizer.begin(shared, self.config.server_optimizer))
 
     def _make(self, num_items: int, fields: Mapping[str, int]) -> Towers:
-        return Towers(num_items, self.config.dim, self.config.history, fields, self.config.fusion)
+        config = self.config
+        return make_towers(num_items, config.dim, config.history, tuple(fields.items()), config.fusion, get_ident())
 
     def _towers(self, shared: Mapping[str, Tensor]) -> Towers:
         """Make the module that the shared parameters are of; the sizes of context fields are those of their tables."""
@@ -149,7 +151,7 @@ class TwoTower:
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return float32 zeros of the names and shapes of the shared parameters."""
-        return {name: torch.zeros_like(tensor, dtype=torch.float32) for name, tensor in shared.items()}
+        return {name: tensor.new_zeros(tensor.shape, dtype=torch.float32) for name, tensor in shared.items()}
 
     def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the shared parameters: there is nothing to prepare."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -107,3 +108,25 @@ class Towers(nn.Module):
             else:
                 found[name] = draws * std
         return found
+
+
+@lru_cache(maxsize=16)
+def make_towers(
+    num_items: int,
+    dim: int,
+    history: HistoryConfig,
+    fields: tuple[tuple[str, int], ...],
+    fusion: FusionName,
+    thread: int,
+) -> Towers:
+    """Make towers, or return those made before: they hold no values, and making them takes as long as a small batch.
+
+    Args:
+        num_items: see `Towers`, as the next four.
+        dim: d.
+        history: settings of the history tower.
+        fields: context fields.
+        fusion: name of the fusion.
+        thread: the calling one; values are lent to a module while it is called, so that no two threads may share one.
+    """
+    return Towers(num_items, dim, history, dict(fields), fusion)
