@@ -136,9 +136,7 @@ def tune(plan: Plan, contender: Contender) -> Choice:
         folder = plan.out / contender.label / f"trial-{number}"
         try:
             config = plan.config(contender, params, rounds, 0, every)
-            if not (folder / "trial.json").exists():
-                RunFolder(folder).create(config)
-            found = run_trial(folder, config, Order(SELECTED_BY))
+            found = run_trial(_begun(folder, config).path, config, Order(SELECTED_BY))
             curve = {int(round_number): value for round_number, value in found["curve"].items()}
             tried.append({"params": params, "curve": curve})
             best = max(curve, key=lambda round_number: (curve[round_number], -round_number))
@@ -159,18 +157,29 @@ def tune(plan: Plan, contender: Contender) -> Choice:
 
 def run(folder: Path, config: Config) -> dict[str, Any]:
     """Run a config, or read its result where it was run before."""
-    place = RunFolder(folder)
+    place = _begun(folder, config)
     if not (folder / "result.json").exists():
-        place.create(config)
         run_simulation(folder, config)
     return place.result()
 
 
+def _begun(folder: Path, config: Config) -> RunFolder:
+    """Make a run's folder; where it is there, it must be of the same run.
+
+    Raises:
+        SystemExit: where another run is there: settings or spaces have changed since.
+    """
+    place = RunFolder(folder)
+    if (folder / "config.toml").exists() and place.config() != config:
+        raise SystemExit(f"{folder} holds a run with other settings; give another --out, or delete the folder")
+    place.create(config)
+    return place
+
+
 def run_leaking(folder: Path, config: Config) -> dict[str, Any]:
     """Run a config with the leak; its result says so."""
-    place = RunFolder(folder)
+    place = _begun(folder, config)
     if not (folder / "result.json").exists():
-        place.create(config)
         with leaking(config):
             run_simulation(folder, config)
         place.write_result({**place.result(), "leak": "held-out items were never drawn as negatives"})

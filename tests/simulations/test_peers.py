@@ -88,6 +88,8 @@ def test_rows_are_tuned_by_validation_and_show_the_leak(tmp_path: Path, capsys: 
     assert not (tmp_path / "fedmf" / "trial-0" / "result.json").exists(), "trials rank no test item"
     capsys.readouterr()
     assert peers.measure(plan, fedmf) == row, "what is finished is read, not run again"
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        peers.measure(peers.Plan("synthetic", 3, 2, tmp_path, 2, SETTINGS), fedmf)
     popularity = peers.measure(plan, Contender("popularity", {"name": "popularity"}, 1, draws=False))
     found = json.loads(peers.as_json([row, popularity], plan))
     assert [one["label"] for one in found["rows"]] == ["fedmf", "popularity"]
