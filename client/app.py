@@ -56,7 +56,7 @@ def _train_users(node: _Node, plan: PrivacyPlan | None) -> tuple[BoundedSum, Coh
     config, round_number = node.config, node.round
     key = assemble.run_key(config).fold("round", round_number)
     node.take_part(plan, repeatable=not key.from_system)
-    own = config.federated.sampling_probability
+    own = config.federated.sampling(round_number)
     sampling = own if plan is None else plan.event_for_round(round_number).sampling_probability
     cohort = draw_cohort(node.data.user_keys, sampling, assemble.draws_key(config).fold("round", round_number))
     kept = node.state_after(round_number - 1)

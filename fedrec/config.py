@@ -59,7 +59,8 @@ class DataConfig(_Table):
 class FederatedConfig(_Table):
     """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time.
 
-    `sampling_probability` is that of a user in a round without privacy (under a plan the plan's own counts).
+    `sampling_probability` is that of a user in a round without privacy (under a plan the plan's own counts), after
+    `full_rounds` rounds in which everybody takes part.
     `local_steps` is the number of noisy steps a node takes in a round of an example-level plan. `upload_codec` and
     `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
     `fedrec.federated.codec`.
@@ -68,12 +69,17 @@ class FederatedConfig(_Table):
     num_nodes: Count = 2
     num_rounds: Count = 10
     sampling_probability: Probability = 1.0
+    full_rounds: Annotated[int, Field(ge=0)] = 0
     local_steps: Count | None = None
     min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
     upload_codec: Chain = ("dense",)
     download_codec: Chain = ("dense",)
     codec_rank: Annotated[int, Field(ge=1, le=1024)] = 16
+
+    def sampling(self, round_number: int) -> float:
+        """Return the probability with which a user takes part in a round without privacy."""
+        return 1.0 if round_number <= self.full_rounds else self.sampling_probability
 
     @model_validator(mode="after")
     def _chains_make_sense(self) -> FederatedConfig:

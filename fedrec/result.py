@@ -89,12 +89,13 @@ def build_result(
 def _communication(
     config: Config, rounds: Sequence[Mapping[str, Any]], dense_bytes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return the greatest bytes of a node in a round, and how they compare with dense float32."""
+    """Return the greatest bytes of a node in a round, how they compare with dense float32, and the sum of all."""
     lines = [line["communication"] for line in rounds]
     most = {way: max((line[f"{way}_bytes"] for line in lines), default=0) for way in ("download", "upload")}
     table: dict[str, Any] = {"rounds": len(rounds)}
     for way, codec in (("download", config.federated.download_codec), ("upload", config.federated.upload_codec)):
         table[f"{way}_bytes"] = most[way]
+        table[f"{way}_total_bytes"] = sum(node[f"{way}_bytes"] for line in lines for node in line["nodes"].values())
         table[f"{way}_codec"] = list(codec)
         table[f"{way}_dense_float32_bytes"] = dense_bytes[way]
         table[f"{way}_ratio"] = dense_bytes[way] / most[way] if most[way] else 0.0

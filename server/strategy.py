@@ -161,7 +161,7 @@ class Session:
         start = time.perf_counter()
         coordinator = self.coordinator
         coordinator.begin(round_number)
-        spec = assemble.totals_spec(self.config.to_json())
+        spec = spec_of(coordinator.model.totals(coordinator.shared))
         max_norm = math.inf if coordinator.plan is None else largest_norm(coordinator.plan, spec)
         replies, sent = self._exchange("train", round_number, {}, spec, self._upload, max_norm)
         sums = [coordinator.receive(reply.tensors) for reply in replies]

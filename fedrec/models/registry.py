@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedrec.errors import ConfigError
+from fedrec.models.adaptive_clipping import AdaptiveClippingConfig, AdaptivelyClipped
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.bounded_als import BoundedAls, BoundedAlsConfig
 from fedrec.models.bounded_two_tower import BoundedTwoTower, BoundedTwoTowerConfig
@@ -17,8 +18,9 @@ from fedrec.models.content import Content, ContentConfig
 from fedrec.models.ease import Ease, EaseConfig
 from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFactorizationConfig
 from fedrec.models.fm import FactorizationMachine, FactorizationMachineConfig
+from fedrec.models.hybrid import Hybrid, HybridConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
-from fedrec.models.mf import MatrixFactorization, MatrixFactorizationConfig
+from fedrec.models.mf import BoundedMatrixFactorizationConfig, MatrixFactorization, MatrixFactorizationConfig
 from fedrec.models.peers.fcf import Fcf, FcfConfig
 from fedrec.models.peers.fedmf import FedMf, FedMfConfig
 from fedrec.models.peers.fedncf import FedNcf, FedNcfConfig
@@ -44,6 +46,12 @@ def _two_tower(values: TwoTowerConfig) -> FederatedModel:
     return BoundedTwoTower(BoundedTwoTowerConfig.model_validate(values.model_dump()))
 
 
+def _clipped(model: BoundedTwoTower | MatrixFactorization, clipping_norm: float | None) -> FederatedModel:
+    """Let the clipping norm adapt, where the settings say so."""
+    adaptive: AdaptiveClippingConfig | None = getattr(model.config, "adaptive_clipping", None)
+    return model if adaptive is None or clipping_norm is None else AdaptivelyClipped(model, adaptive, clipping_norm)
+
+
 _EXACT: dict[str, _Entry] = {
     "als": _Entry(AlsConfig, lambda values, _: Als(values)),
     "content": _Entry(ContentConfig, lambda values, _: Content(values)),
@@ -53,6 +61,7 @@ _EXACT: dict[str, _Entry] = {
     "fedncf": _Entry(FedNcfConfig, lambda values, _: FedNcf(values)),
     "fedrecon": _Entry(FedReconConfig, lambda values, _: FedRecon(values)),
     "fm": _Entry(FactorizationMachineConfig, lambda values, _: FactorizationMachine(values)),
+    "hybrid": _Entry(HybridConfig, lambda values, _: Hybrid(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "pfedrec": _Entry(PFedRecConfig, lambda values, _: PFedRec(values)),
@@ -61,9 +70,9 @@ _EXACT: dict[str, _Entry] = {
 }
 _BOUNDED: dict[str, _Entry] = {
     "als": _Entry(BoundedAlsConfig, lambda values, norm: BoundedAls(values, norm or 1.0)),
-    "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
+    "mf": _Entry(BoundedMatrixFactorizationConfig, lambda values, norm: _clipped(MatrixFactorization(values), norm)),
     "popularity": _Entry(PopularityConfig, Popularity),
-    "two_tower": _Entry(BoundedTwoTowerConfig, lambda values, _: BoundedTwoTower(values)),
+    "two_tower": _Entry(BoundedTwoTowerConfig, lambda values, norm: _clipped(BoundedTwoTower(values), norm)),
 }
 _BY_EXAMPLE: dict[str, _Entry] = {
     "mf": _Entry(ExampleMatrixFactorizationConfig, lambda values, _: ExampleMatrixFactorization(values)),
