@@ -38,9 +38,9 @@ class Fcf:
 
     With c_ui = 1 + alpha and y_ui = 1 for items met, c_ui = 1 and y_ui = 0 for all others,
 
-        p_u   = (Q' C_u Q + lambda I)^-1 Q' C_u y_u                                       on the device (eq. 4)
-        f_ui  = c_ui (y_ui - p_u' q_i) p_u                                                on the device (eq. 8)
-        q_i  <- q_i - Adam step of  -2 sum_u f_ui + 2 lambda q_i                          on the server (eq. 6-7)
+        p_u   = (Q' C_u Q + lambda I)^-1 Q' C_u y_u                                       on the device
+        f_ui  = c_ui (y_ui - p_u' q_i) p_u                                                on the device
+        q_i  <- q_i - Adam step of  -2 sum_u f_ui + 2 lambda q_i                          on the server
 
     No negatives are drawn: all items take part. The sum of f_ui over all items is sent in parts that are small and give
     the same sum: (c_ui (1 - s) + s) p_u with s = p_u' q_i for items met, and p_u p_u', of which the server knows

@@ -36,7 +36,7 @@ class FedMfConfig(PeerConfig):
 class FedMf(Peer):
     """Gradient steps on F = sum_u F_u, F_u = mean_i (y_ui - p_u' q_i)^2 / 2 + regularisation.
 
-    In a round each device steps on its own vector and sends the gradients of its items at where both were (algorithm 1)
+    In a round each device steps on its own vector and sends the gradients of its items at where both were
 
         p_u  <-  p_u - gamma dF/dp_u
         q_i  <-  q_i - gamma' (sum_u dF_u/dq_i + lambda q_i)                                          on the server
@@ -45,7 +45,7 @@ class FedMf(Peer):
     a common random vector. With several local epochs or batches users send the sum of their steps.
 
     Source:
-        Chai, Wang, Chen, Yang, Secure Federated Matrix Factorization, IEEE Intelligent Systems 2020, section 3
+        Chai, Wang, Chen, Yang, Secure Federated Matrix Factorization, IEEE Intelligent Systems 2020, algorithm 1
         ("PartText": gradients of the user's own items; its homomorphic encryption would hide each from the server).
     """
 

@@ -46,8 +46,8 @@ class FedNcf(Peer):
     users would divide by the many who never touched an item. The network moves by the mean.
 
     Source:
-        Perifanis & Efraimidis, Federated Neural Collaborative Filtering, Knowledge-Based Systems 2022, section 4 (items
-        and network are aggregated apart; its secure aggregation would hide each user's part);
+        Perifanis & Efraimidis, Federated Neural Collaborative Filtering, Knowledge-Based Systems 2022 (items and
+        network are aggregated apart; its secure aggregation would hide each user's part);
         He et al., Neural Collaborative Filtering, WWW 2017, eq. 8-12 (the networks).
     """
 

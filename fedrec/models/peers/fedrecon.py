@@ -44,8 +44,8 @@ class FedRecon(Peer):
     don't depend on draws.
 
     Source:
-        Singhal et al., Federated Reconstruction: Partially Local Federated Learning, NeurIPS 2021, algorithm 1 and
-        section 5.1 (matrix factorisation; there on ratings, here on met and drawn items with a logistic loss).
+        Singhal et al., Federated Reconstruction: Partially Local Federated Learning, NeurIPS 2021, algorithm 1
+        (its matrix factorisation is of ratings; here met and drawn items have a logistic loss).
     """
 
     config: FedReconConfig

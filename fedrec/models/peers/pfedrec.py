@@ -43,8 +43,8 @@ class PFedRec(Peer):
     with the start of the scoring function, drawn once for all, and the shared items.
 
     Source:
-        Zhang et al., Dual Personalization on Federated Recommendation, IJCAI 2023, section 3.3 and algorithm 1; batch
-        by batch alternation, start and rates as in the authors' code.
+        Zhang et al., Dual Personalization on Federated Recommendation, IJCAI 2023, algorithm 1; batch by batch
+        alternation, start and rates as in the authors' code.
     """
 
     config: PFedRecConfig
