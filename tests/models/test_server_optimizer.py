@@ -71,7 +71,9 @@ def test_parameters_keep_their_type_and_arguments_stay_as_they_are(name: str) ->
     assert {key: (value.shape, value.dtype) for key, value in after.items()} == {
         key: (value.shape, value.dtype) for key, value in memory.items()
     }
-    assert torch.equal(parameters["items"], start(torch.float32)) and not any(bool(value.any()) for value in memory.values())
+    assert torch.equal(parameters["items"], start(torch.float32)) and not any(
+        bool(value.any()) for value in memory.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "yogi"])
@@ -109,6 +111,7 @@ def test_rate_rises_over_the_warm_up_and_falls_to_nothing() -> None:
     assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True)), "it rises"
     assert all(a > b for a, b in zip(rates[10:99], rates[11:100], strict=True)), "it falls"
     assert rates[100:] == [0.0] * 20
+
 
 @pytest.mark.parametrize(
     "setting",
