@@ -261,11 +261,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
 
 
 def read_table(path: Path, settings: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a TOML file with settings applied over it, see `load`; keys and values are not checked.
-
-    Raises:
-        ConfigError: where the file or a setting is malformed.
-    """
+    """Read a TOML file with settings over it, unchecked; raise a `ConfigError` where either is malformed."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
