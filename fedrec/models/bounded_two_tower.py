@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from fedrec.data.batches import UserBatch
 from fedrec.models.adaptive_clipping import AdaptiveClippingConfig
 from fedrec.models.blocks import Contributions, Dense, RowSparse
-from fedrec.models.losses import LossConfig, sampled_loss, squared_loss
+from fedrec.models.losses import LossConfig, LossName, sampled_loss, squared_loss
 from fedrec.models.protocol import UserState
 from fedrec.models.towers.dropout import Dropout
 from fedrec.models.towers.windows import Windows
@@ -29,6 +29,12 @@ _TABLES = ("items", "biases")
 Tensors = dict[str, Tensor]
 
 
+class SampledLossConfig(LossConfig):
+    """Settings of a loss that touches few items, which `softmax` does not."""
+
+    name: LossName = "sampled_softmax"
+
+
 class BoundedTwoTowerConfig(TwoTowerConfig):
     """Settings of `two_tower` where every user's move is known: under a privacy plan, or with several local steps.
 
@@ -36,7 +42,7 @@ class BoundedTwoTowerConfig(TwoTowerConfig):
         adaptive_clipping: lets the clipping norm follow the users' norms; under a plan only.
     """
 
-    loss: LossConfig = LossConfig(name="sampled_softmax")
+    loss: SampledLossConfig = SampledLossConfig()
     adaptive_clipping: AdaptiveClippingConfig | None = None
 
     @model_validator(mode="after")

@@ -16,12 +16,21 @@ from fedrec.models.blocks import Contributions
 from fedrec.models.coalescing import highest_row
 from fedrec.models.losses import softmax_over_all
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
-from fedrec.models.server_optimizer import ServerOptimizerConfig
+from fedrec.models.server_optimizer import Decay, ServerOptimizerConfig
 from fedrec.models.summed import Summed
 from fedrec.models.towers.windows import Windows, ranking_windows, training_windows
 from fedrec.randomness import Key
 
-_ADAM = ServerOptimizerConfig(learning_rate=3e-3, second_momentum=0.98, stability=1e-8, warmup_rounds=50)
+
+class FmOptimizerConfig(ServerOptimizerConfig):
+    """Settings of the server optimiser, with the defaults that the machine needs."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    second_momentum: Decay = 0.98
+    stability: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_rounds: Annotated[int, Field(ge=0)] = 50
+
+
 _LEARNED = ("items", "recent", "biases", "categories", "category_biases")
 
 
@@ -43,7 +52,7 @@ class FactorizationMachineConfig(BaseModel):
     window: Annotated[int, Field(ge=1, le=1024)] = 50
     recency_decay: Annotated[float, Field(gt=0)] = 3.0
     crop_probability: Annotated[float, Field(ge=0, le=1)] = 0.7
-    server_optimizer: ServerOptimizerConfig = _ADAM
+    server_optimizer: FmOptimizerConfig = FmOptimizerConfig()
     init_std: Annotated[float, Field(gt=0)] = 0.02
 
 

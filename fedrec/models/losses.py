@@ -16,6 +16,9 @@ _CELLS = 2**21
 """Scores held at once by the softmax over all items: 8 MiB of float32 stay in cache."""
 
 
+LossName = Literal["softmax", "sampled_softmax", "bce", "gbce", "bpr", "squared"]
+
+
 class LossConfig(BaseModel):
     """Settings of a loss.
 
@@ -29,7 +32,7 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["softmax", "sampled_softmax", "bce", "gbce", "bpr", "squared"] = "softmax"
+    name: LossName = "softmax"
     num_negatives: Annotated[int, Field(ge=1, le=65536)] = 256
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
 

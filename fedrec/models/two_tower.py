@@ -20,7 +20,7 @@ from fedrec.models.blocks import Contributions
 from fedrec.models.coalescing import highest_row
 from fedrec.models.losses import LossConfig, sampled_loss, softmax_over_all, squared_loss
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
-from fedrec.models.server_optimizer import ServerOptimizerConfig
+from fedrec.models.server_optimizer import Decay, ServerOptimizerConfig
 from fedrec.models.summed import Summed
 from fedrec.models.towers.dropout import Dropout, dropout_draws
 from fedrec.models.towers.fusion import FusionName
@@ -33,7 +33,14 @@ from fedrec.randomness import Key
 _SCORED = 2**25
 """Numbers that the scores of a batch with its negatives may take, or the hidden layers behind them."""
 
-_ADAM = ServerOptimizerConfig(learning_rate=1e-3, second_momentum=0.98, stability=1e-8, warmup_rounds=100)
+
+class TowerOptimizerConfig(ServerOptimizerConfig):
+    """Settings of the server optimiser, with the defaults that towers need."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    second_momentum: Decay = 0.98
+    stability: Annotated[float, Field(gt=0)] = 1e-8
+    warmup_rounds: Annotated[int, Field(ge=0)] = 100
 
 
 class TwoTowerConfig(BaseModel):
@@ -61,7 +68,7 @@ class TwoTowerConfig(BaseModel):
     loss: LossConfig = LossConfig()
     local_steps: Annotated[int, Field(ge=1, le=100)] = 1
     local_learning_rate: Annotated[float, Field(gt=0)] = 0.1
-    server_optimizer: ServerOptimizerConfig = _ADAM
+    server_optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
     init_std: Annotated[float, Field(gt=0)] = 0.02
 
     @model_validator(mode="after")

@@ -52,6 +52,15 @@ EXACT = {
     "two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": GBCE}, None),
     "two_tower-decayed": ({**DECAYED, "loss": BPR}, None),
     "two_tower-none": ({**TWO_TOWER, "history": {"name": "none"}, "loss": SAMPLED}, None),
+    "hybrid-two_tower": (
+        {
+            "name": "hybrid",
+            "als": {"dim": 4},
+            "two_tower": {key: value for key, value in TWO_TOWER.items() if key != "name"},
+            "als_rounds": 1,
+        },
+        None,
+    ),
     "two_tower-steps": ({**TWO_TOWER, "loss": SAMPLED, "local_steps": 3}, None),
 }
 BOUNDED = {
@@ -151,7 +160,7 @@ def test_user_without_interactions_adds_nothing_to_item_blocks_and_gets_finite_s
     nobody = make([], 1, 20)
     shared = model.init(catalogue_of(20), Key.from_seed(1)).shared
     total, _ = sum_contributions(model, shared, batches_of(nobody), clipping_norm, Key.from_seed(1))
-    assert not any(bool(tensor.any()) for block, tensor in total.totals.items() if block != "users")
+    assert not any(bool(tensor.any()) for block, tensor in total.totals.items() if not block.endswith("users"))
     batch = make_batch(nobody, np.array([0]))
     assert torch.isfinite(model.score(shared, model.fit_users(shared, batch), batch)).all()
 

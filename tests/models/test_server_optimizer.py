@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -108,8 +110,8 @@ def test_rate_rises_over_the_warm_up_and_falls_to_nothing() -> None:
     config = ServerOptimizerConfig(learning_rate=2.0, warmup_rounds=10, decay_rounds=100)
     rates = [config.rate(number) for number in range(1, 121)]
     assert rates[0] == pytest.approx(0.2) and max(rates) < 2.0
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True)), "it rises"
-    assert all(a > b for a, b in zip(rates[10:99], rates[11:100], strict=True)), "it falls"
+    assert all(a < b for a, b in pairwise(rates[:10])), "it rises"
+    assert all(a > b for a, b in pairwise(rates[10:100])), "it falls"
     assert rates[100:] == [0.0] * 20
 
 
