@@ -95,6 +95,7 @@ class Plan:
         out: folder.
         max_rounds: cut for quick looks; 0 for none.
         settings: "section.key" -> value, set in every config.
+        num_threads: of every run.
     """
 
     data: str
@@ -103,19 +104,20 @@ class Plan:
     out: Path
     max_rounds: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    num_threads: int = 1
 
     def rounds(self, contender: Contender) -> int:
         """Return how many rounds a contender may train."""
         return min(contender.rounds, self.max_rounds) if self.max_rounds else contender.rounds
 
     def config(self, contender: Contender, params: Mapping[str, Any], rounds: int, seed: int, every: int) -> Config:
-        """Return the config of one run, on one thread."""
+        """Return the config of one run."""
         table = {
             "data": {"name": self.data},
             "model": dict(contender.model),
             "federated": {"num_nodes": 2, "num_rounds": rounds},
             "evaluation": {"sampled_99": True, "every": every},
-            "runtime": {"seed": seed, "num_threads": 1},
+            "runtime": {"seed": seed, "num_threads": self.num_threads},
         }
         return configs.build(with_values(table, {**self.settings, **params}), contender.label)
 
@@ -217,11 +219,12 @@ def measure(plan: Plan, contender: Contender) -> Row:
 
 
 def measure_ours(plan: Plan, file: Path) -> Row:
-    """Run a committed config as it is, but for the seed and the thread."""
+    """Run a committed config as it is, but for the seed and the number of threads."""
     results = []
     for seed in range(plan.num_seeds):
-        settings = (f"runtime.seed={seed}", "runtime.num_threads=1", "evaluation.sampled_99=true", "evaluation.every=0")
-        results.append(run(plan.out / file.stem / f"seed-{seed}", configs.load(file, settings)))
+        runtime = (f"runtime.seed={seed}", f"runtime.num_threads={plan.num_threads}")
+        config = configs.load(file, (*runtime, "evaluation.sampled_99=true", "evaluation.every=0"))
+        results.append(run(plan.out / file.stem / f"seed-{seed}", config))
     rounds = len(RunFolder(plan.out / file.stem / "seed-0").rounds())
     choice = Choice({}, rounds, results[0]["metrics"]["validation"][SELECTED_BY])
     test, sampled = _metrics(results)
@@ -230,11 +233,10 @@ def measure_ours(plan: Plan, file: Path) -> Row:
 
 def table(rows: Sequence[Row], plan: Plan) -> Table:
     """Return the rows as a table for people."""
-    found = Table(title=f"{plan.data}: leave-one-out, one thread, seeds: {plan.num_seeds}")
-    for name in ("", "NDCG@10", "HR@10", "NDCG@10", "HR@10", "published", "leak, full", "leak, 99", "paper + leak, 99"):
-        found.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for name in ("of published", "s/round", "rounds", "tried"):
-        found.add_column(name, justify="right")
+    found = Table(title=f"{plan.data}: leave-one-out, threads: {plan.num_threads}, seeds: {plan.num_seeds}")
+    titles = ("NDCG@10", "HR@10", "99: NDCG@10", "99: HR@10", "99: published", "leak", "99: leak", "99: paper + leak")
+    for name in ("", *titles, "of published", "s/round", "rounds", "tried"):
+        found.add_column(name, justify="right" if name else "left", no_wrap=name in ("", *titles))
     for row in rows:
         cells = [spread(values[metric]) for values in (row.test, row.sampled_99) for metric in SHOWN]
         cells.append("-" if row.published is None else pair(row.published))
@@ -243,8 +245,8 @@ def table(rows: Sequence[Row], plan: Plan) -> Table:
         cells += [f"{row.seconds_per_round:.2f}", str(row.choice.rounds), str(tried) if tried else "committed"]
         found.add_row(row.label, *cells)
     found.caption = (
-        "NDCG@10 and HR@10: full ranking, then sampled_99; published: sampled_99, NDCG / HR; leak: the same settings, "
-        "all rounds, held-out items never drawn as negatives; of published: HR of the better of both runs with the leak"
+        "NDCG@10 and HR@10, full ranking and (99) among 99 sampled negatives; leak: the same settings, all rounds, "
+        "held-out items never drawn as negatives; of published: HR@10 of the better of both runs with the leak"
     )
     return found
 
@@ -280,7 +282,15 @@ def spread(values: Sequence[float]) -> str:
 
 def as_json(rows: Sequence[Row], plan: Plan) -> str:
     """Return everything, all settings tried included."""
-    return json.dumps({"data": plan.data, "seeds": plan.num_seeds, "rows": [asdict(row) for row in rows]}, indent=2)
+    return json.dumps(
+        {
+            "data": plan.data,
+            "seeds": plan.num_seeds,
+            "threads": plan.num_threads,
+            "rows": [asdict(row) for row in rows],
+        },
+        indent=2,
+    )
 
 
 def main() -> None:
@@ -291,11 +301,12 @@ def main() -> None:
     parser.add_argument("--only", default=None, help="labels, comma-separated; all where not given")
     parser.add_argument("--trials", type=int, default=4, help="settings tried for each row")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=0, help="at most so many; 0 for each method's own number")
     parser.add_argument("--out", type=Path, default=None, help="folder for the runs; goes on with what is there")
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="peers-"))
-    plan = Plan(options.data, options.trials, options.seeds, out, options.rounds)
+    plan = Plan(options.data, options.trials, options.seeds, out, options.rounds, {}, options.threads)
     rows = [measure(plan, contender) for contender in contenders(options.only)]
     rows += [measure_ours(plan, file) for file in options.ours]
     Console(width=220).print(table(rows, plan))
