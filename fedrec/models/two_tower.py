@@ -196,6 +196,16 @@ class TwoTower:
             gradient = self._gradient(shared, examples.of(counted))
         return {name: Summed(-part, counted) for name, part in gradient.items()}
 
+    def loss(self, shared: Mapping[str, Tensor], users: UserBatch, key: Key) -> Tensor:
+        """Return the sum of the users' losses, for training in one place; it may be differentiated once.
+
+        Args:
+            shared: parameters, of which those that require it get gradients.
+            users: B users with keys.
+            key: what windows, dropout and negatives follow from.
+        """
+        return self._loss(shared, self._examples(users, len(shared["items"]), key))
+
     def _examples(self, users: UserBatch, num_items: int, key: Key) -> Examples:
         """Draw what each user trains on in a round."""
         config, device = self.config, users.items.device
