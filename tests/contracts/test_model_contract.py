@@ -69,6 +69,8 @@ BOUNDED = {
     "bounded-popularity": ({"name": "popularity"}, 1.0),
     "bounded-mf": (MF, 1.0),
     "bounded-mf-small-norm": ({**MF, "loss": "logistic", "local_epochs": 2}, 0.01),
+    "bounded-mf-adaptive": ({**MF, "adaptive_clipping": {"initial_norm": 0.1}}, 1.0),
+    "bounded-two_tower-adaptive": ({**DECAYED, "loss": SAMPLED, "adaptive_clipping": {"initial_norm": 0.1}}, 0.5),
     "bounded-two_tower-attention": ({**TWO_TOWER, "history": {**SOME, "time_gaps": True}, "loss": SAMPLED}, 1.0),
     "bounded-two_tower-gru": ({**GRU, "fusion": "additive", "loss": GBCE, "local_steps": 3}, 0.01),
     "bounded-two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": BPR}, 1.0),
