@@ -16,6 +16,9 @@ from fedrec.models.towers.history import HistoryConfig, make_history
 from fedrec.models.towers.windows import Windows
 from fedrec.randomness import Key
 
+_CONTEXT_STD = 0.2
+"""Of tables of context fields at the start: far enough apart for products, whose slopes vanish where factors do."""
+
 
 class Towers(nn.Module):
     """Item table, history tower, context tower and fusion; made without memory, for parameters that come from outside.
@@ -41,7 +44,7 @@ class Towers(nn.Module):
             self.history = make_history(history, dim)
             gated = history.name != "none"
             self.context = ContextTower(fields, dim, gated) if fields else None
-            self.past = ContextTower(fields, dim, False) if fields and gated else None
+            self.past = ContextTower(fields, dim, True) if fields and gated else None
             self.fusion = make_fusion(fusion, dim)
 
     def forward(self, part: str, *arguments: object) -> Tensor:
@@ -58,7 +61,7 @@ class Towers(nn.Module):
             dropout: of the history tower.
         """
         if self.past is not None:
-            items = items + self.past(items, windows.past)
+            items = self.past(items, windows.past)
         history: Tensor = self.history(items, windows.gaps, dropout)
         if self.context is None:
             return history
@@ -83,8 +86,9 @@ class Towers(nn.Module):
     def start(self, key: Key, std: float) -> dict[str, Tensor]:
         """Draw every parameter.
 
-        Tables and the weights of attention blocks are normal with standard deviation `std`; other layers are Xavier
-        normal, norms start as the identity, biases at 0, and decay rates spread over the window.
+        Tables and the weights of attention blocks are normal with standard deviation `std`, vectors of context fields
+        with one of their own and 0 where the value is unknown; other layers are Xavier normal, norms start as the
+        identity, biases at 0, and decay rates spread over the window.
 
         Returns:
             Name -> float32 tensor on the CPU.
@@ -101,6 +105,9 @@ class Towers(nn.Module):
                 found[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
             elif name.endswith("rates"):
                 found[name] = -torch.linspace(0.0, math.log(32.0), len(parameter))
+            elif owner.endswith((".tables.", ".lines.")):
+                found[name] = draws * _CONTEXT_STD
+                found[name][0] = 0.0  # a value that nobody ever had says nothing
             elif name == "biases" or (owner in layers and len(shape) == 1):
                 found[name] = torch.zeros(shape)
             elif owner in layers and not name.startswith("history.blocks."):

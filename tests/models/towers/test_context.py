@@ -1,4 +1,4 @@
-"""The context tower: one vector a value, one for what is unknown, and a gate between history and situation."""
+"""The context tower: one vector a value, one for what is unknown, and a product and a gate with the history."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedrec.models.towers.context import ContextTower
@@ -24,7 +25,7 @@ def tower_of(fields: Mapping[str, int], gated: bool = False) -> ContextTower:
 
 
 def embedded(tower: ContextTower, context: Mapping[str, Tensor], width: int) -> Tensor:
-    return tower.embed(context, torch.zeros(1, width, DIM, dtype=torch.float64))[0]
+    return tower.add_up(context, torch.zeros(1, width, DIM, dtype=torch.float64))[0]
 
 
 def test_a_category_has_the_vector_of_its_code_and_what_is_unknown_one_of_its_own() -> None:
@@ -52,18 +53,27 @@ def test_fields_add_up_in_their_order_and_others_are_not_read() -> None:
     assert set(tower.tables) == {"1", "2"} and set(tower.lines) == {"0"}
 
 
-def test_history_and_situation_meet_in_a_gate() -> None:
+def test_fields_together_say_more_than_their_sum() -> None:
+    tower, like = tower_of({"place": 2, "day": 2}), torch.zeros(4, DIM, dtype=torch.float64)
+    context = {"place": torch.tensor([0, 0, 1, 1]), "day": torch.tensor([0, 1, 0, 1])}
+    total = tower.add_up(context, like)
+    hidden = F.gelu(total @ tower.expand.weight.T + tower.expand.bias)
+    found = tower(like, context)
+    torch.testing.assert_close(found, total + hidden @ tower.contract.weight.T + tower.contract.bias)
+    torch.testing.assert_close(total[0] + total[3], total[1] + total[2])
+    assert (found[0] + found[3] - found[1] - found[2]).abs().max() > 0.1
+
+
+def test_history_and_situation_meet_in_a_product_and_a_gate() -> None:
     tower, history = tower_of({"place": 2}, gated=True), torch.randn(2, 3, DIM, dtype=torch.float64)
     context = {"place": torch.tensor([[0, 1, -1], [1, 1, 0]])}
-    situation = tower.tables["0"][context["place"] + 1]
-    assert tower.gate is not None
+    situation = tower.embed(context, history)
+    assert tower.gate is not None and tower.factor is not None
     share = torch.sigmoid(torch.cat([history, situation], dim=-1) @ tower.gate.weight.T + tower.gate.bias)
-    torch.testing.assert_close(tower(history, context), share * history + (1 - share) * situation)
+    crossed = history * (1 + situation @ tower.factor.weight.T)
+    torch.testing.assert_close(tower(history, context), share * crossed + (1 - share) * situation)
     alone = tower(history[1], {"place": context["place"][1]})
     torch.testing.assert_close(alone, tower(history, context)[1])
-    torch.testing.assert_close(
-        tower_of({"place": 2})(history, context), tower_of({"place": 2}).tables["0"][context["place"] + 1]
-    )
 
 
 @pytest.mark.parametrize("value", [NAN, 1.0])
