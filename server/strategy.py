@@ -27,6 +27,7 @@ from fedrec.federated.codecs.stage import Spec
 from fedrec.federated.coordinator import Coordinator
 from fedrec.files import replace_file
 from fedrec.flower.records import record_to_tensors, tensors_to_record
+from fedrec.models.protocol import predicts_ratings
 from fedrec.privacy.plan import PrivacyPlan
 from fedrec.result import build_result, metrics_of
 from fedrec.run_folder import RunFolder
@@ -201,7 +202,8 @@ class Session:
         validation = self.validate() if every and line["round"] % every == 0 else None
         line["metrics"] = {} if validation is None else {"validation": validation}
         self.folder.finish_round(line)
-        shown = "".join(f"  {name} {value:.4f}" for name, value in (validation or {}).items() if "@" in name)
+        found = (validation or {}).items()
+        shown = "".join(f"  {name} {value:.4f}" for name, value in found if "@" in name or name == "rmse")
         _LOG.info("round %d/%d  %.2f s%s", line["round"], self.config.federated.num_rounds, line["seconds"], shown)
         return line
 
@@ -212,8 +214,10 @@ class Session:
 
     def evaluate(self, phase: Phase) -> dict[str, np.ndarray]:
         """Let all nodes rank their users' held-out items and add up the counts."""
-        num_items = assemble.dataset(self.config.to_json()).interactions.num_items
-        counts = zero_counts(num_items, assemble.slices_of(self.config.to_json()).num_groups if phase == "test" else 0)
+        interactions = assemble.dataset(self.config.to_json()).interactions
+        num_groups = assemble.slices_of(self.config.to_json()).num_groups if phase == "test" else 0
+        rated = predicts_ratings(assemble.model_of(self.config)) and interactions.ratings is not None
+        counts = zero_counts(interactions.num_items, num_groups, rated)
         spec: Spec = {name: (torch.float64, values.shape) for name, values in counts.items()}
         replies, _ = self._exchange("evaluate", self.coordinator.checkpoint.round, {"phase": phase}, spec, Codec())
         for reply in replies:

@@ -11,7 +11,7 @@ from fedrec.randomness import Key
 
 
 def make(pairs: list[tuple[int, int]], num_users: int, num_items: int, times: bool = True) -> Interactions:
-    """Return interactions of (user, item) pairs, in the order given."""
+    """Return interactions of (user, item) pairs, in the order given, with ratings of 1 to 5 stars."""
     users, items = (
         (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
         if pairs
@@ -21,7 +21,9 @@ def make(pairs: list[tuple[int, int]], num_users: int, num_items: int, times: bo
         )
     )
     stamps = np.arange(len(pairs), dtype=np.int64) if times else None
-    return Interactions(users, items, Vocabulary(np.arange(num_users)), Vocabulary(np.arange(num_items)), times=stamps)
+    ratings = (1 + (users + items) % 5).astype(np.float32)
+    ids = Vocabulary(np.arange(num_users)), Vocabulary(np.arange(num_items))
+    return Interactions(users, items, *ids, times=stamps, ratings=ratings)
 
 
 def checkerboard(num_users: int = 40, num_items: int = 20, times: bool = True) -> tuple[Split, Catalogue]:

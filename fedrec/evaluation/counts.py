@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.data.interactions import Interactions
+from fedrec.errors import DataError
 from fedrec.evaluation.ranking import Targets
 
 ACTIVITY_EDGES = (10, 20, 50, 100, 200)
@@ -30,7 +32,7 @@ class Cutoffs:
     recall_k: int = 20
 
 
-def zero_counts(num_items: int, num_groups: int = 0) -> dict[str, np.ndarray]:
+def zero_counts(num_items: int, num_groups: int = 0, rated: bool = False) -> dict[str, np.ndarray]:
     """Return the counts of nobody: the names, shapes (all float64) and meaning of what nodes send.
 
     users (groups, 5): num_users, and sums of ndcg, hr, recall, mrr, by activity group.
@@ -38,12 +40,15 @@ def zero_counts(num_items: int, num_groups: int = 0) -> dict[str, np.ndarray]:
     sampled (3,): draws of users, and sums of hr and ndcg among 99 negatives.
     slices (num_groups, 4): num_users, and sums of ndcg, of its square, and of hr, by group of `Slices`; not there
     without groups.
+    ratings (3,): held-out ratings, and sums of squared and of absolute errors of scores as ratings; not there unless
+    `rated`, which says that the model predicts ratings and the data has them.
     """
     counts = {
         "users": np.zeros((len(ACTIVITY_EDGES) + 1, len(_PER_USER))),
         "items": np.zeros((5, num_items)),
         "sampled": np.zeros(3),
     }
+    counts |= {"ratings": np.zeros(3)} if rated else {}
     return counts | ({"slices": np.zeros((num_groups, len(_PER_GROUP)))} if num_groups else {})
 
 
@@ -100,6 +105,26 @@ def add_users(
     items[4] += np.bincount(flat, weights=found[targets.mask].numpy(), minlength=width)
 
 
+def add_errors(counts: dict[str, np.ndarray], scores: Tensor, held_out: Interactions, rows: np.ndarray) -> None:
+    """Add the errors of B users' scores, as ratings, to the counts in place; every held-out row counts once.
+
+    Args:
+        counts: from `zero_counts` with `rated`.
+        scores: (B, num_items).
+        held_out: interactions with ratings.
+        rows: (B,) the users' rows in `held_out`.
+    """
+    lengths = held_out.lengths[rows]
+    users = np.repeat(np.arange(len(rows)), lengths)
+    first = np.repeat(held_out.indptr[rows] - (np.cumsum(lengths) - lengths), lengths)
+    index = first + np.arange(len(users))
+    cells = torch.from_numpy(users).to(scores.device), torch.from_numpy(held_out.items[index]).to(scores.device)
+    if held_out.ratings is None:
+        raise DataError("errors of ratings are asked for, and the data has none; evaluate a model that only ranks")
+    errors = scores[cells].cpu().numpy().astype(np.float64) - held_out.ratings[index]
+    counts["ratings"] += np.array([len(errors), np.square(errors).sum(), np.abs(errors).sum()])
+
+
 def add_sampled(counts: dict[str, np.ndarray], ranks: Tensor, cut: Cutoffs) -> None:
     """Add (B,) ranks among sampled negatives to the counts in place."""
     ranks = ranks.to(torch.float64)
@@ -113,7 +138,8 @@ def summarise(counts: Mapping[str, np.ndarray], cut: Cutoffs, num_candidates: in
 
     coverage@k = distinct items recommended / items that may be. novelty@k = mean over recommended items of
     -log2((n_i + 1) / (N + M)), n_i training interactions of item i, N their sum, M items. popularity_lift = mean n_i of
-    recommended items / mean n_i of training interactions.
+    recommended items / mean n_i of training interactions. Where ratings are predicted, rmse and mae are the root of the
+    mean squared, and the mean absolute, error over held-out ratings.
     """
     users = counts["users"].sum(axis=0)
     train, shown = counts["items"][0], counts["items"][1]
@@ -129,7 +155,12 @@ def summarise(counts: Mapping[str, np.ndarray], cut: Cutoffs, num_candidates: in
         f"novelty@{cut.k}": float(shown @ information / num_shown),
         "popularity_lift": float(shown @ train / num_shown / typical) if typical else 0.0,
         "num_users": round(users[0]),
-    }
+    } | _errors(counts)
+
+
+def _errors(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    num, squared, absolute = counts.get("ratings", np.zeros(3))
+    return {"rmse": float(np.sqrt(squared / num)), "mae": float(absolute / num)} if num else {}
 
 
 def summarise_sampled(counts: Mapping[str, np.ndarray], cut: Cutoffs) -> dict[str, float]:

@@ -14,11 +14,11 @@ from fedrec.data.batches import UserBatch, user_batches
 from fedrec.data.interactions import Interactions
 from fedrec.data.queries import Queries, queries_of, turns
 from fedrec.data.splits import Split
-from fedrec.evaluation.counts import Cutoffs, add_sampled, add_users, zero_counts
+from fedrec.evaluation.counts import Cutoffs, add_errors, add_sampled, add_users, zero_counts
 from fedrec.evaluation.negatives import Met, draw_negatives
 from fedrec.evaluation.ranking import Targets, rank
 from fedrec.evaluation.slices import Slices
-from fedrec.models.protocol import FederatedModel
+from fedrec.models.protocol import FederatedModel, predicts_ratings
 from fedrec.randomness import Key
 
 Phase = Literal["validation", "test"]
@@ -65,11 +65,14 @@ def evaluate_users(
     history, held_out = (split.train, split.validation) if phase == "validation" else (split.history, split.test)
     candidates = split.candidates if phase == "test" else None
     allowed = None if candidates is None else torch.from_numpy(candidates).to(device)
-    counts = zero_counts(history.num_items, 0 if slices is None else slices.num_groups)
+    rated = predicts_ratings(model) and held_out.ratings is not None
+    counts = zero_counts(history.num_items, 0 if slices is None else slices.num_groups, rated)
     counts["items"][0] += np.bincount(split.train.items, minlength=history.num_items)
     for turn, aims in enumerate(turns(held_out)):
         rows, shares = np.flatnonzero(aims.lengths), aims.lengths / held_out.lengths.clip(min=1)
         for batch, scores in score_users(model, shared, history, rows, device, None, queries_of(aims), state):
+            if rated:
+                add_errors(counts, scores, aims, batch.rows)
             targets = Targets.of(aims, batch.rows)
             negatives = None if sampled is None or turn else _negatives(split, batch.rows, allowed, *sampled)
             seen = torch.zeros_like(batch.mask) if repeat else batch.mask

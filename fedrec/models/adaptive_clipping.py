@@ -14,7 +14,7 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import Block, Contributions, Dense
-from fedrec.models.protocol import FederatedModel, ReleasedBlocks, ServerState, UserState
+from fedrec.models.protocol import FederatedModel, ReleasedBlocks, ServerState, UserState, predicts_ratings
 from fedrec.randomness import Key
 
 NORM = "adaptive_norm"
@@ -78,6 +78,11 @@ class AdaptivelyClipped:
     def batches_side_by_side(self) -> bool:
         """Return that of the model."""
         return self.inner.batches_side_by_side
+
+    @property
+    def predicts_ratings(self) -> bool:
+        """Return whether the model's scores are ratings."""
+        return predicts_ratings(self.inner)
 
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Return the model's state, and adaptive_norm (1,) float32, the public C, among the shared parameters."""

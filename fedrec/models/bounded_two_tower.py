@@ -122,7 +122,8 @@ class BoundedTwoTower(TwoTower):
             positive = functional_call(towers, parameters, ("scores", queries, items[windows.targets]))
             positive = positive + biases[windows.targets]
             if config.loss.name == "squared":
-                losses = squared_loss(positive, windows.ratings)
+                levels = functional_call(towers, parameters, ("levels", windows))
+                losses = squared_loss(positive + levels, windows.ratings)
             else:
                 negative = functional_call(towers, parameters, ("grid", queries, items[negatives])) + biases[negatives]
                 losses = sampled_loss(config.loss, positive, negative, examples["used"][None], examples["num_unmet"])
@@ -178,7 +179,8 @@ def _as_tensors(examples: Examples, slots: Tensor) -> Tensors:
         "lengths": windows.lengths,
         "mask": windows.mask,
     }
-    optional = {"gaps": windows.gaps, "draws": examples.draws, "ratings": windows.ratings}
+    optional = {"gaps": windows.gaps, "draws": examples.draws}
+    optional |= {"ratings": windows.ratings, "past_ratings": windows.past_ratings}
     found |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     found |= {f"context/{name}": column for name, column in windows.context.items()}
     return found | {f"past/{name}": column for name, column in windows.past.items()}
@@ -191,4 +193,5 @@ def _windows_of(examples: Tensors) -> Windows:
         return {name.removeprefix(prefix): column for name, column in examples.items() if name.startswith(prefix)}
 
     parts = (examples["items"], examples["lengths"], examples["targets"], examples["mask"], examples.get("gaps"))
-    return Windows(*parts, below("context/"), below("past/"), examples.get("ratings"))
+    ratings = (examples.get("ratings"), examples.get("past_ratings"))
+    return Windows(*parts, below("context/"), below("past/"), *ratings)

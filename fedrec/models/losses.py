@@ -25,9 +25,10 @@ class LossConfig(BaseModel):
     Args:
         name: `softmax` (cross-entropy over all items), `sampled_softmax` (over the target and negatives, corrected for
             how they are drawn), `bce` (binary cross-entropy), `gbce` (calibrated for the number of negatives), `bpr`
-            (pairwise), or `squared` (the score is a rating).
+            (pairwise), or `squared` (the score is a rating; RMSE and MAE are reported).
         num_negatives: drawn for each user, shared by the user's positions.
         calibration: t of `gbce`: 0 is `bce`, 1 estimates probabilities among all items.
+        offset: of `squared`: where the mean of all ratings starts; the middle of their scale, which is public.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,6 +36,7 @@ class LossConfig(BaseModel):
     name: LossName = "softmax"
     num_negatives: Annotated[int, Field(ge=1, le=65536)] = 256
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.75
+    offset: float = 0.0
 
     @property
     def num_drawn(self) -> int:

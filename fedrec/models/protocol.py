@@ -129,3 +129,8 @@ class FederatedModel(Protocol):
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
         """Return (B, num_items) float32 scores in the contexts of `users.query`; higher is better, NaN ranks last."""
         ...
+
+
+def predicts_ratings(model: FederatedModel) -> bool:
+    """Return whether scores are ratings: a model says so by an attribute `predicts_ratings`; else they only rank."""
+    return bool(getattr(model, "predicts_ratings", False))

@@ -103,6 +103,8 @@ class TwoTower:
 
         score(u, i, c) = fusion(g(h_u, c), f(i)) + b_i
 
+    With the loss `squared` a score is a rating, and has the level of the user's own ratings added, see `RatingTower`.
+
     The user is what the device knows: g reads the last `window` interactions and the context that the list is wanted
     in. f(i) is the item's row of a shared table, which the history tower reads, too. In a round every drawn user adds
     minus the gradient of
@@ -127,6 +129,11 @@ class TwoTower:
         self.config = config
         self.batch_cells = max(1, min(2**18, _SCORED // config.numbers_a_position))
 
+    @property
+    def predicts_ratings(self) -> bool:
+        """Return whether scores are ratings."""
+        return self.config.loss.name == "squared"
+
     def init(self, catalogue: Catalogue, key: Key) -> ServerState:
         """Draw all parameters; shared: items (M, d), biases (M, 1) and what the towers have, float32.
 
@@ -143,11 +150,14 @@ class TwoTower:
         fields = {name: known[name] for name in self.config.context_fields}
         towers = self._make(catalogue.num_items, fields)
         shared = towers.start(key, self.config.init_std)
+        if self.predicts_ratings:
+            shared["ratings.offset"] = torch.full_like(shared["ratings.offset"], self.config.loss.offset)
         return ServerState(shared, server_optimizer.begin(shared, self.config.server_optimizer))
 
     def _make(self, num_items: int, fields: Mapping[str, int]) -> Towers:
         config = self.config
-        return make_towers(num_items, config.dim, config.history, tuple(fields.items()), config.fusion, get_ident())
+        parts = (config.history, tuple(fields.items()), config.fusion, self.predicts_ratings)
+        return make_towers(num_items, config.dim, *parts, get_ident())
 
     def _towers(self, shared: Mapping[str, Tensor]) -> Towers:
         """Make the module that the shared parameters are of; the sizes of context fields are those of their tables."""
@@ -168,7 +178,8 @@ class TwoTower:
         """Encode what the device knows; nothing is needed for training.
 
         Returns:
-            {"vectors": (B, d)} of the position after the last interaction.
+            {"vectors": (B, d)} of the position after the last interaction; where scores are ratings also
+            {"levels": (B, 1)}, what they all have in common there.
         """
         if not ranking:
             return {}
@@ -176,7 +187,12 @@ class TwoTower:
         with torch.no_grad():
             found = self._queries(shared, windows, Dropout(None, 0.0))
         last = (windows.lengths - 1)[:, None, None].expand(-1, 1, found.shape[2])
-        return {"vectors": found.gather(1, last)[:, 0]}
+        state = {"vectors": found.gather(1, last)[:, 0]}
+        if self.predicts_ratings:
+            with torch.no_grad():
+                levels: Tensor = functional_call(self._towers(shared), dict(shared), ("levels", windows))
+            state["levels"] = levels.gather(1, last[:, :, 0])
+        return state
 
     def _queries(self, shared: Mapping[str, Tensor], windows: Windows, dropout: Dropout) -> Tensor:
         highest_row(windows.items, len(shared["items"]))
@@ -241,7 +257,8 @@ class TwoTower:
         positive = functional_call(towers, parameters, ("scores", queries, items[windows.targets]))
         positive = positive + biases[windows.targets]
         if config.loss.name == "squared":
-            losses = squared_loss(positive, windows.ratings)
+            levels = functional_call(towers, parameters, ("levels", windows))
+            losses = squared_loss(positive + levels, windows.ratings)
         else:
             negative = functional_call(towers, parameters, ("grid", queries, items[drawn.items]))
             negative = negative + biases[drawn.items][:, None]
@@ -257,7 +274,7 @@ class TwoTower:
         """Return (B, num_items) scores in the context of the users' queries."""
         with torch.no_grad():
             found: Tensor = functional_call(self._towers(shared), dict(shared), ("all_scores", state["vectors"]))
-        return found
+        return found + state["levels"] if "levels" in state else found
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from fedrec.report.formats import epsilon_text, metric_name, metric_text, plural
 from fedrec.report.html import Banner, Page, Picture, Section, page_path, picture, sections_with_content, write_page
 from fedrec.report.plots import CURVES, Bar, BarLabels, Point, bars, privacy_utility
 from fedrec.report.run import Privacy, Run, read_run
-from fedrec.report.tables import TERMINAL_METRICS, Table, distinct_terms, terms
+from fedrec.report.tables import Table, compared_metrics, distinct_terms, terms
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _quality(entries: Sequence[Entry]) -> Section:
 
 
 def _table(entries: Sequence[Entry]) -> Table:
-    rows = []
+    rows, metrics = [], compared_metrics(run.result for entry in entries for run in entry.runs)
     for entry in entries:
         seconds = [
             run.result.timing["total_seconds"]
@@ -202,11 +202,11 @@ def _table(entries: Sequence[Entry]) -> Table:
                 entry.runs[0].model_name,
                 _epsilon(next((run for run in entry.runs if run.result), entry.runs[0])),
                 str(entry.num_seeds),
-                *(_mean_and_spread(key, entry.values(key)) for key in TERMINAL_METRICS),
+                *(_mean_and_spread(key, entry.values(key)) for key in metrics),
                 seconds_text(statistics.fmean(seconds) if seconds else None),
             )
         )
-    columns = ("Run", "Model", "Epsilon", "Seeds", *(metric_name(key) for key in TERMINAL_METRICS), "Seconds")
+    columns = ("Run", "Model", "Epsilon", "Seeds", *(metric_name(key) for key in metrics), "Seconds")
     note = "Full ranking. Where a run has repeats: mean ± standard deviation over them."
     return Table("Test metrics", columns, tuple(rows), note=note)
 

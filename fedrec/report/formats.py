@@ -10,6 +10,8 @@ METRIC_NAMES = {
     "hr": "HR",
     "recall": "Recall",
     "mrr": "MRR",
+    "rmse": "RMSE of ratings",
+    "mae": "MAE of ratings",
     "coverage": "Coverage",
     "novelty": "Novelty",
     "popularity_lift": "Popularity lift",

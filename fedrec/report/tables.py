@@ -33,7 +33,8 @@ SPLITS = {
 TERMINAL_WIDTH = 100
 SHOWN_ROUNDS = 60
 TERMINAL_METRICS = ("ndcg@10", "hr@10", "recall@20", "mrr@10", "coverage@10")
-TERMINAL_COLUMNS = ("epsilon", "NDCG@10", "HR@10", "Recall@20", "MRR@10", "coverage@10", "seconds")
+TERMINAL_NAMES = {"coverage@10": "coverage@10", "rmse": "RMSE", "mae": "MAE"}
+RATING_METRICS = ("rmse", "mae")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
         "Seconds": [seconds_text(entry.seconds) for entry in shown],
         "NDCG@10": [metric_text("ndcg@10", entry.validation.get("ndcg@10")) for entry in shown],
         "HR@10": [metric_text("hr@10", entry.validation.get("hr@10")) for entry in shown],
+        "RMSE": [metric_text("rmse", entry.validation.get("rmse")) for entry in shown],
         "Users drawn": [count_text(entry.diagnostics.get("cohort_size")) for entry in shown],
         "Clipped": [percent_text(entry.diagnostics.get("clipped_fraction")) for entry in shown],
         "Update norm": [number_text(entry.diagnostics.get("update_norm"), 4) for entry in shown],
@@ -201,16 +203,22 @@ def _known(table: Table) -> Table | None:
     return Table(table.caption, table.columns, rows, table.numeric, table.note) if rows else None
 
 
-def result_cells(result: Result | None) -> tuple[str, ...]:
-    """Return what every comparison shows of a run: epsilon, the test metrics and seconds."""
+def result_cells(result: Result | None, metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return what every comparison shows of a run: epsilon, these test metrics and seconds."""
     if result is None:
-        return ("unfinished", *[MISSING] * (len(TERMINAL_METRICS) + 1))
+        return ("unfinished", *[MISSING] * (len(metrics) + 1))
     test = result.metrics.get("test", {})
     return (
         "none" if result.privacy is None else epsilon_text(result.privacy.epsilon),
-        *(metric_text(key, test.get(key)) for key in TERMINAL_METRICS),
+        *(metric_text(key, test.get(key)) for key in metrics),
         seconds_text(result.timing.get("total_seconds")),
     )
+
+
+def compared_metrics(results: Iterable[Result | None]) -> tuple[str, ...]:
+    """Return the test metrics that comparisons of these runs show: errors of ratings only where a run has them."""
+    there = {key for result in results if result is not None for key in result.metrics.get("test", {})}
+    return (*TERMINAL_METRICS, *(key for key in RATING_METRICS if key in there))
 
 
 def distinct_terms(privacies: Iterable[Privacy | None]) -> dict[str, list[str]]:
@@ -238,8 +246,10 @@ def metric_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         DataError: where a known field has the wrong type.
     """
     parsed = {label: parse_result(raw, f"result of {label}") for label, raw in results.items()}
-    cells = [TERMINAL_COLUMNS, *(result_cells(result) for result in parsed.values())]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(TERMINAL_COLUMNS))]
+    metrics = compared_metrics(parsed.values())
+    columns = ("epsilon", *(TERMINAL_NAMES.get(key, metric_name(key)) for key in metrics), "seconds")
+    cells = [columns, *(result_cells(result, metrics) for result in parsed.values())]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
     room = max(3, TERMINAL_WIDTH - sum(width + 2 for width in widths))
     labels = [shortened(label, room) for label in ("run", *parsed)]
     first = max(len(label) for label in labels)

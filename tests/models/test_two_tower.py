@@ -71,7 +71,7 @@ def test_one_round_of_everybody_is_one_step_of_centralised_training(loss: str, f
     """Federated SGD: the server's parameters move down the slope of the mean of all users' losses."""
     if loss == "softmax" and fusion != "dot":
         return
-    sgd = {"name": "sgd", "learning_rate": 0.7, "momentum": 0.0}
+    sgd = {"name": "sgd", "learning_rate": 0.7, "momentum": 0.0, "warmup_rounds": 0}
     model = exact("attention", fusion, loss, server_optimizer=sgd)
     server = replace(model.init(catalogue_of(WORLD), KEY), shared=shared_of(model))
     leaves = {name: tensor.double().requires_grad_() for name, tensor in server.shared.items()}
@@ -219,7 +219,7 @@ def test_the_next_item_follows_the_last_ones() -> None:
             "name": "two_tower",
             "dim": 16,
             "history": {"name": history, "window": 6, "dropout": 0.0, "crop_probability": 1.0, **extra},
-            "server_optimizer": {"learning_rate": 0.02},
+            "server_optimizer": {"learning_rate": 0.02, "warmup_rounds": 0},
         }
         model = build_model(table, None)
         shared = train(model, catalogue_of(world), world, 80).shared

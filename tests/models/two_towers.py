@@ -71,6 +71,8 @@ def plain_loss(model: TwoTower, shared: dict[str, Tensor], examples: Examples, u
         None if windows.gaps is None else windows.gaps[user, :num],
         {name: column[user, :num] for name, column in windows.context.items()},
         {name: column[user, :num] for name, column in windows.past.items()},
+        None,
+        None if windows.past_ratings is None else windows.past_ratings[user, :num],
     )
     dropout = Dropout(None if examples.draws is None else examples.draws[user, :num], config.history.dropout)
     total = torch.zeros((), dtype=shared["items"].dtype)
@@ -90,13 +92,24 @@ def plain_loss(model: TwoTower, shared: dict[str, Tensor], examples: Examples, u
             total = total - torch.log_softmax(items @ query + biases, dim=0)[target]
         elif config.loss.name == "squared":
             assert windows.ratings is not None
-            total = total + (score(query, target) - windows.ratings[user, place]) ** 2 / 2
+            rating = score(query, target) + level_of(shared, windows, user, place)
+            total = total + (rating - windows.ratings[user, place]) ** 2 / 2
         else:
             others = [score(query, item) for item in negatives]
             total = total + _against(
                 config.loss, score(query, target), others, float(examples.negatives.num_unmet[user])
             )
     return total / (config.history.window + 1)
+
+
+def level_of(shared: dict[str, Tensor], windows: Windows, user: int, place: int) -> Tensor:
+    """Return the mean rating and the bias of a user, from the ratings before a position, one by one."""
+    assert windows.past_ratings is not None
+    offset, bias = shared["ratings.offset"][0, 0], torch.zeros((), dtype=shared["items"].dtype)
+    for before in range(1, place + 1):
+        item = windows.items[user, before]
+        bias = bias + windows.past_ratings[user, before] - offset - shared["biases"][item, 0]
+    return offset + bias / (place + 5 * torch.exp(shared["ratings.shrinkage"][0, 0]))
 
 
 def _against(config: LossConfig, positive: Tensor, negative: list[Tensor], num_unmet: float) -> Tensor:

@@ -9,10 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from fedrec.errors import DataError
 from fedrec.models.towers.context import ContextTower
 from fedrec.models.towers.dropout import Dropout
 from fedrec.models.towers.fusion import FusionName, make_fusion
 from fedrec.models.towers.history import HistoryConfig, make_history
+from fedrec.models.towers.ratings import RatingTower
 from fedrec.models.towers.windows import Windows
 from fedrec.randomness import Key
 
@@ -31,10 +33,17 @@ class Towers(nn.Module):
         history: settings of the history tower.
         fields: context fields, see `ContextTower`; without any there is no context tower.
         fusion: name of the fusion.
+        rated: whether scores are ratings.
     """
 
     def __init__(
-        self, num_items: int, dim: int, history: HistoryConfig, fields: Mapping[str, int], fusion: FusionName
+        self,
+        num_items: int,
+        dim: int,
+        history: HistoryConfig,
+        fields: Mapping[str, int],
+        fusion: FusionName,
+        rated: bool = False,
     ) -> None:
         """Make the parts on torch's meta device."""
         super().__init__()
@@ -46,6 +55,7 @@ class Towers(nn.Module):
             self.context = ContextTower(fields, dim, gated) if fields else None
             self.past = ContextTower(fields, dim, True) if fields and gated else None
             self.fusion = make_fusion(fusion, dim)
+            self.ratings = RatingTower(dim, gated) if rated else None
 
     def forward(self, part: str, *arguments: object) -> Tensor:
         """Call a part by name."""
@@ -60,6 +70,8 @@ class Towers(nn.Module):
             windows: of the same users; with (T,) tensors instead of (B, T) for a single one.
             dropout: of the history tower.
         """
+        if self.ratings is not None:
+            items = self.ratings.read(items, *self._rated(windows))
         if self.past is not None:
             items = self.past(items, windows.past)
         history: Tensor = self.history(items, windows.gaps, dropout)
@@ -67,6 +79,21 @@ class Towers(nn.Module):
             return history
         situation: Tensor = self.context(history, windows.context)
         return situation
+
+    def _rated(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        if windows.past_ratings is None:
+            raise DataError("model.loss.name='squared' fits ratings, and the data has none; choose another loss")
+        return windows.past_ratings, self.biases[windows.items][..., 0]
+
+    def levels(self, windows: Windows) -> Tensor:
+        """Return (..., T): what all scores at a position have in common, where they are ratings.
+
+        Raises:
+            DataError: where the data has no ratings.
+        """
+        if self.ratings is None:
+            return torch.zeros(windows.items.shape, dtype=self.biases.dtype, device=windows.items.device)
+        return self.ratings.levels(*self._rated(windows))
 
     def scores(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the (...) scores of (..., d) queries and item vectors that broadcast, without biases."""
@@ -124,16 +151,18 @@ def make_towers(
     history: HistoryConfig,
     fields: tuple[tuple[str, int], ...],
     fusion: FusionName,
+    rated: bool,
     thread: int,
 ) -> Towers:
     """Make towers, or return those made before: they hold no values, and making them takes as long as a small batch.
 
     Args:
-        num_items: see `Towers`, as the next four.
+        num_items: see `Towers`, as the next five.
         dim: d.
         history: settings of the history tower.
         fields: context fields.
         fusion: name of the fusion.
+        rated: whether scores are ratings.
         thread: the calling one; values are lent to a module while it is called, so that no two threads may share one.
     """
-    return Towers(num_items, dim, history, dict(fields), fusion)
+    return Towers(num_items, dim, history, dict(fields), fusion, rated)

@@ -30,6 +30,7 @@ class Windows:
         context: name -> (B, T), the context of what comes after position t.
         past: name -> (B, T), the context of the item at position t.
         ratings: (B, T) float32 of the targets, or None.
+        past_ratings: (B, T) float32 of the item at each position, or None.
     """
 
     items: Tensor
@@ -40,6 +41,7 @@ class Windows:
     context: Mapping[str, Tensor] = field(default_factory=dict)
     past: Mapping[str, Tensor] = field(default_factory=dict)
     ratings: Tensor | None = None
+    past_ratings: Tensor | None = None
 
     def of(self, users: Tensor) -> Windows:
         """Return the windows of some users; (B,) bool."""
@@ -52,6 +54,7 @@ class Windows:
             {name: column[users] for name, column in self.context.items()},
             {name: column[users] for name, column in self.past.items()},
             None if self.ratings is None else self.ratings[users],
+            None if self.past_ratings is None else self.past_ratings[users],
         )
 
 
@@ -113,9 +116,10 @@ def _cut(users: UserBatch, starts: Tensor, num: Tensor, num_targets: Tensor | No
         gaps = torch.zeros_like(times)
         gaps[:, 2:] = (times[:, 2:] - times[:, 1:-1]).clamp(min=0)
     past = {name: take(column, before) for name, column in users.context.items()}
+    known = None if users.ratings is None else take(users.ratings, before)
     if num_targets is None:
         asked = {name: column[:, None].expand(-1, width) for name, column in users.query.items()}
-        return Windows(items, lengths, torch.zeros_like(items), torch.zeros_like(mask), gaps, asked, past)
+        return Windows(items, lengths, torch.zeros_like(items), torch.zeros_like(mask), gaps, asked, past, None, known)
     context = {name: take(column, after) for name, column in users.context.items()}
     ratings = None if users.ratings is None else take(users.ratings, after)
-    return Windows(items, lengths, take(users.items, after), mask, gaps, context, past, ratings)
+    return Windows(items, lengths, take(users.items, after), mask, gaps, context, past, ratings, known)
