@@ -20,6 +20,7 @@ from fedrec.models.example_mf import ExampleMatrixFactorization, ExampleMatrixFa
 from fedrec.models.fm import FactorizationMachine, FactorizationMachineConfig
 from fedrec.models.hybrid import Hybrid, HybridConfig
 from fedrec.models.item_knn import ItemKnn, ItemKnnConfig
+from fedrec.models.logistic import BoundedRegressionConfig, Regression, RegressionConfig
 from fedrec.models.mf import BoundedMatrixFactorizationConfig, MatrixFactorization, MatrixFactorizationConfig
 from fedrec.models.peers.fcf import Fcf, FcfConfig
 from fedrec.models.peers.fedmf import FedMf, FedMfConfig
@@ -46,7 +47,7 @@ def _two_tower(values: TwoTowerConfig) -> FederatedModel:
     return BoundedTwoTower(BoundedTwoTowerConfig.model_validate(values.model_dump()))
 
 
-def _clipped(model: BoundedTwoTower | MatrixFactorization, clipping_norm: float | None) -> FederatedModel:
+def _clipped(model: BoundedTwoTower | MatrixFactorization | Regression, clipping_norm: float | None) -> FederatedModel:
     """Let the clipping norm adapt, where the settings say so."""
     adaptive: AdaptiveClippingConfig | None = getattr(model.config, "adaptive_clipping", None)
     return model if adaptive is None or clipping_norm is None else AdaptivelyClipped(model, adaptive, clipping_norm)
@@ -63,6 +64,7 @@ _EXACT: dict[str, _Entry] = {
     "fm": _Entry(FactorizationMachineConfig, lambda values, _: FactorizationMachine(values)),
     "hybrid": _Entry(HybridConfig, lambda values, _: Hybrid(values)),
     "item_knn": _Entry(ItemKnnConfig, lambda values, _: ItemKnn(values)),
+    "logistic": _Entry(RegressionConfig, lambda values, _: Regression(values)),
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "pfedrec": _Entry(PFedRecConfig, lambda values, _: PFedRec(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
@@ -70,6 +72,7 @@ _EXACT: dict[str, _Entry] = {
 }
 _BOUNDED: dict[str, _Entry] = {
     "als": _Entry(BoundedAlsConfig, lambda values, norm: BoundedAls(values, norm or 1.0)),
+    "logistic": _Entry(BoundedRegressionConfig, lambda values, norm: _clipped(Regression(values), norm)),
     "mf": _Entry(BoundedMatrixFactorizationConfig, lambda values, norm: _clipped(MatrixFactorization(values), norm)),
     "popularity": _Entry(PopularityConfig, Popularity),
     "two_tower": _Entry(BoundedTwoTowerConfig, lambda values, norm: _clipped(BoundedTwoTower(values), norm)),

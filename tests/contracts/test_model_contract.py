@@ -32,6 +32,7 @@ SOME = {"num_blocks": 1, "window": 5, "dropout": 0.25, "crop_probability": 0.5}
 TWO_TOWER = {"name": "two_tower", "dim": 8, "history": SOME, "server_optimizer": {"learning_rate": 0.05}}
 GRU, LSTM, DECAYED = ({**TWO_TOWER, "history": {**SOME, "name": name}} for name in ("gru", "lstm", "decayed"))
 SAMPLED, GBCE, BCE, BPR = ({"name": name, "num_negatives": 4} for name in ("sampled_softmax", "gbce", "bce", "bpr"))
+RATINGS = {"name": "squared", "offset": 3.0}
 EXACT = {
     "als": (ALS, None),
     "als-recency": ({**ALS, "recency_weight": 20.0}, None),
@@ -40,6 +41,8 @@ EXACT = {
     "ease": ({"name": "ease", "regularization": 1.0}, None),
     "ease-recency": ({"name": "ease", "regularization": 1.0, "recency_weight": 20.0}, None),
     "fm": ({"name": "fm", "dim": 8, "window": 5, "server_optimizer": {"learning_rate": 0.05}}, None),
+    "logistic": ({"name": "logistic", "num_negatives": 4}, None),
+    "ridge": ({"name": "logistic", "loss": "squared", "num_negatives": 4, "regularization": 0.01}, None),
     "popularity": ({"name": "popularity"}, None),
     "mf": (MF, None),
     "fcf": ({"name": "fcf", "dim": 8}, None),
@@ -51,6 +54,7 @@ EXACT = {
     "two_tower-gru": ({**GRU, "fusion": "additive", "loss": BCE}, None),
     "two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": GBCE}, None),
     "two_tower-decayed": ({**DECAYED, "loss": BPR}, None),
+    "two_tower-ratings": ({**GRU, "fusion": "mlp", "loss": RATINGS}, None),
     "two_tower-none": ({**TWO_TOWER, "history": {"name": "none"}, "loss": SAMPLED}, None),
     "hybrid-two_tower": (
         {
@@ -67,6 +71,8 @@ BOUNDED = {
     "bounded-als": ({**ALS, "history_scale": 3.0}, 1.0),
     "bounded-als-small-norm": ({**ALS, "history_scale": 3.0}, 0.01),
     "bounded-popularity": ({"name": "popularity"}, 1.0),
+    "bounded-logistic": ({"name": "logistic", "num_negatives": 4}, 1.0),
+    "bounded-ridge": ({"name": "logistic", "loss": "squared", "num_negatives": 4}, 0.01),
     "bounded-mf": (MF, 1.0),
     "bounded-mf-small-norm": ({**MF, "loss": "logistic", "local_epochs": 2}, 0.01),
     "bounded-mf-adaptive": ({**MF, "adaptive_clipping": {"initial_norm": 0.1}}, 1.0),
@@ -75,11 +81,12 @@ BOUNDED = {
     "bounded-two_tower-gru": ({**GRU, "fusion": "additive", "loss": GBCE, "local_steps": 3}, 0.01),
     "bounded-two_tower-lstm": ({**LSTM, "fusion": "mlp", "loss": BPR}, 1.0),
     "bounded-two_tower-decayed": ({**DECAYED, "loss": BCE}, 0.01),
+    "bounded-two_tower-ratings": ({**DECAYED, "loss": RATINGS}, 0.01),
     "bounded-two_tower-none": ({**TWO_TOWER, "history": {"name": "none"}, "loss": SAMPLED}, 1.0),
 }
 ALL = EXACT | BOUNDED
 PERSONALISED = [name for name in ALL if "popularity" not in name]
-GRADIENT = [name for name in ALL if "mf" in name or "two_tower" in name or name == "fm"]
+GRADIENT = [name for name in ALL if any(part in name for part in ("mf", "two_tower", "fm", "logistic", "ridge"))]
 PEERS = ["fcf", "fedmf", "fedncf", "fedrecon", "pfedrec"]  # whether they learn: tests/models/peers
 CLOSED_FORM = [name for name in PERSONALISED if name not in [*GRADIENT, *PEERS]]
 NORMALISED = [name for name in BOUNDED if name not in GRADIENT]  # made to have the clipping norm before it is enforced
@@ -213,7 +220,8 @@ def test_contribution_norm_is_the_clipping_norm_or_zero(name: str) -> None:
 def test_every_block_of_a_release_carries_the_noise_of_the_plan(name: str) -> None:
     model, clipping_norm = model_of(name)
     num_items, plan = 400, PrivacyPlan((PrivacyEvent(1.5, 1.0, 3),), 1e-5, clipping_norm, population_size=50)
-    shared = model.init(Catalogue(make([], 1, num_items).item_ids), Key.from_seed(1)).shared
+    categories = np.ones((num_items, 10), dtype=bool)
+    shared = model.init(Catalogue(make([], 1, num_items).item_ids, categories=categories), Key.from_seed(1)).shared
     nothing = BoundedSum(model.totals(shared), clipping_norm)
     for block, values in release(nothing, plan, 2, Key.from_seed(1)).blocks.items():
         std = 1.5 * clipping_norm / 50

@@ -29,7 +29,7 @@ from fedrec.data.batches import user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.data.interactions import Interactions, Vocabulary
 from fedrec.federated.cohort import sum_contributions
-from fedrec.models import blocks, coalescing, mf, two_tower
+from fedrec.models import blocks, coalescing, logistic, mf, two_tower
 from fedrec.models.registry import build_model, model_names
 from fedrec.privacy import clipping
 from fedrec.privacy.clipping import BoundedSum, clip_scales
@@ -44,6 +44,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"dim": 3, "num_negatives": 2, "local_learning_rate": 0.05},
         {"dim": 3, "num_negatives": 2, "start": "zero", "loss": "logistic", "local_epochs": 2, "local_batch_size": 4},
         {"dim": 3, "num_negatives": 2, "adaptive_clipping": {"initial_norm": 0.05, "count_share": 0.1}},
+    ],
+    "logistic": [
+        {"window": 3, "num_negatives": 3, "context_fields": ["value"]},
+        {"loss": "squared", "num_negatives": 2, "adaptive_clipping": {"initial_norm": 0.5}},
     ],
     "two_tower": [
         {
@@ -149,7 +153,9 @@ class Round:
     def __init__(self, model: str, world: World) -> None:
         self.world, self.interactions = world, world.interactions()
         self.model = build_model(MODELS[model], world.clipping_norm * world.overshoot)
-        shared = self.model.init(Catalogue(self.interactions.item_ids, context_fields={"value": 0}), KEY).shared
+        categories = np.arange(NUM_ITEMS)[:, None] % 3 == np.arange(3)
+        catalogue = Catalogue(self.interactions.item_ids, categories=categories, context_fields={"value": 0})
+        shared = self.model.init(catalogue, KEY).shared
         generator = KEY.fold("shared").torch_generator()
         drawn = {name: torch.randn(values.shape, generator=generator) for name, values in shared.items()}
         self.shared = {name: SHARED[world.shared](values).to(shared[name]) for name, values in drawn.items()}
@@ -287,8 +293,10 @@ def drawing_by_place_in_the_batch(patch: pytest.MonkeyPatch) -> None:
     def by_place(draw: Callable[..., Any]) -> Callable[..., Any]:
         return lambda users, *rest: draw(replace(users, keys=np.arange(users.num_users, dtype=np.uint64)), *rest)
 
-    for module, name in ((mf, "draw_examples"), (two_tower, "training_windows"), (two_tower, "draw_negatives")):
-        patch.setattr(module, name, by_place(getattr(module, name)))
+    patch.setattr(mf, "draw_examples", by_place(mf.draw_examples))
+    for module in (logistic, two_tower):
+        for name in ("training_windows", "draw_negatives"):
+            patch.setattr(module, name, by_place(getattr(module, name)))
 
 
 def drawing_by_how_far_is_padded(patch: pytest.MonkeyPatch) -> None:
@@ -322,6 +330,7 @@ IMMUNE = {
     ("draws by how far is padded", "als"): "draws nothing",
     ("draws by how far is padded", "popularity"): "draws nothing",
     ("draws by how far is padded", "mf"): "drops nothing",
+    ("draws by how far is padded", "logistic"): "drops nothing",
 }
 """(mutation, model) or (mutation, model, form) -> why this model keeps its bound even so."""
 
