@@ -2,8 +2,9 @@
 
     python -m simulations.baselines ml-100k [--seeds 3] [--out DIR]
 
-ALS takes the settings of simulations/DATA-als.toml; "centralised" is the same code with one node. EASE and the
-factorisation machine stand beside it where simulations/DATA-ease.toml and DATA-fm.toml are there.
+ALS takes the settings of simulations/DATA-als.toml; "centralised" is the same code with one node. EASE, the
+factorisation machine, the regression on features and the towers stand beside it where there is a
+simulations/DATA-NAME.toml: ease, fm, logistic, decayed, gru, lstm, mlp (decayed history, scores by an MLP), gsasrec.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fedrec.run_folder import RunFolder
 from fedrec.simulation import run_simulation
 
 _HERE = Path(__file__).parent
+_DRAWN = ("fm", "logistic", "decayed", "gru", "lstm", "mlp", "gsasrec")
 
 
 def tables(data: str) -> dict[str, dict[str, Any]]:
@@ -28,7 +30,7 @@ def tables(data: str) -> dict[str, dict[str, Any]]:
     runs = {"ALS, federated": als, "ALS, centralised": {**als, "federated": {**als["federated"], "num_nodes": 1}}}
     for name in ("popularity", "item_knn", "content"):
         runs[name] = {**als, "model": {"name": name}, "federated": {**als["federated"], "num_rounds": 1}}
-    for name in ("ease", "fm"):
+    for name in ("ease", *_DRAWN):
         if (file := _HERE / f"{data}-{name}.toml").exists():
             runs[name] = configs.load(file).model_dump(mode="json", exclude_none=True)
     return runs
@@ -44,7 +46,7 @@ def main() -> None:
     out = options.out or Path(tempfile.mkdtemp(prefix="baselines-"))
     results, folders, labels = {}, [], []
     for label, table in tables(options.data).items():
-        for seed in range(options.seeds if label.startswith("ALS") or label == "fm" else 1):
+        for seed in range(options.seeds if label.startswith("ALS") or label in _DRAWN else 1):
             config = configs.build({**table, "runtime": {**table["runtime"], "seed": seed}}, label)
             folder = RunFolder(out / f"{label.replace(', ', '-')}-{seed}")
             folder.create(config)
