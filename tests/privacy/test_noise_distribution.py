@@ -73,7 +73,9 @@ def bounded_sum(model: str) -> BoundedSum:
     """Return the sum that the users of a small world add up to."""
     sized = {"dim": DIM} if "dim" in settings_type(model, "user").model_fields else {}
     built = build_model({"name": model, **sized, **TABLES.get(model, {})}, CLIPPING_NORM)
-    shared = built.init(Catalogue(INTERACTIONS.item_ids), Key.from_seed(1)).shared
+    halves = np.arange(INTERACTIONS.num_items)[:, None] % 2 == np.arange(2)
+    catalogue = Catalogue(INTERACTIONS.item_ids, categories=halves, category_names=("even", "odd"))
+    shared = built.init(catalogue, Key.from_seed(1)).shared
     batches = user_batches(INTERACTIONS, keys=user_keys(INTERACTIONS.user_ids.ids))
     return sum_contributions(built, shared, batches, CLIPPING_NORM, Key.from_seed(1))[0]
 
