@@ -91,33 +91,51 @@ class _Softmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, items: Tensor, biases: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        items: Tensor,
+        biases: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        extra: Tensor,
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=queries.device)
         for_queries, for_items = torch.empty_like(queries), torch.zeros_like(items)
-        for_biases = torch.zeros_like(biases)
+        for_biases, for_extra = torch.zeros_like(biases), torch.empty_like(extra)
         step = max(1, _CELLS // max(1, len(items)))
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            scores = torch.addmm(biases, queries[part], items.T)
+            scores = torch.addmm(biases, queries[part], items.T).scatter_add_(1, ids[part], extra[part])
             target, weight = targets[part, None], weights[part, None]
             highest = scores.amax(dim=1, keepdim=True)
             own = scores.gather(1, target) - highest
             sums = scores.sub_(highest).exp_().sum(dim=1, keepdim=True)
             total += ((sums.log() - own).to(torch.float64) * weight).sum()
             scores.mul_(weight / sums).scatter_add_(1, target, -weight)
+            for_extra[part] = scores.gather(1, ids[part])
             for_queries[part] = scores @ items
             for_items.addmm_(scores.T, queries[part])
             for_biases += scores.sum(dim=0)
-        ctx.save_for_backward(for_queries, for_items, for_biases)
+        ctx.save_for_backward(for_queries, for_items, for_biases, for_extra)
         return total.to(queries.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None
+        *slopes, extra = (gradients[0] * saved for saved in ctx.saved_tensors)
+        return *slopes, None, None, None, extra
 
 
-def softmax_over_all(queries: Tensor, items: Tensor, biases: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def softmax_over_all(
+    queries: Tensor,
+    items: Tensor,
+    biases: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    added: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Return the weighted sum of cross-entropies over all items; it may be differentiated once.
 
     Args:
@@ -126,6 +144,8 @@ def softmax_over_all(queries: Tensor, items: Tensor, biases: Tensor, targets: Te
         biases: (M,).
         targets: (n,) int64.
         weights: (n,) of the sum; not differentiated.
+        added: (n, K) int64 items and (n, K) what is added to their scores in each row; None for nothing.
     """
-    total: Tensor = _Softmax.apply(queries, items, biases, targets, weights)  # type: ignore[no-untyped-call]
+    ids, extra = (targets[:, None][:, :0], queries[:, :0]) if added is None else added
+    total: Tensor = _Softmax.apply(queries, items, biases, targets, weights, ids, extra)  # type: ignore[no-untyped-call]
     return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import get_ident
 from typing import Annotated
 
@@ -57,6 +57,8 @@ class TwoTowerConfig(BaseModel):
         local_learning_rate: of several local steps; moves are divided by it, so that one step is minus the gradient.
         server_optimizer: of all parameters.
         init_std: standard deviation of tables at the start.
+        familiarity: heads that score an item by how often the user met it within the window, in situations like the
+            one asked for, see `Familiarity`; 0 for none. For items that are met again (`evaluation.repeat`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -70,6 +72,7 @@ class TwoTowerConfig(BaseModel):
     local_learning_rate: Annotated[float, Field(gt=0)] = 0.1
     server_optimizer: TowerOptimizerConfig = TowerOptimizerConfig()
     init_std: Annotated[float, Field(gt=0)] = 0.02
+    familiarity: Annotated[int, Field(ge=0, le=16)] = 0
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TwoTowerConfig:
@@ -87,6 +90,11 @@ class TwoTowerConfig(BaseModel):
                 f"model.local_steps={self.local_steps} with the softmax over all items would keep a copy of every item "
                 "for every user; use a sampled loss, for example model.loss.name='sampled_softmax'"
             )
+        if self.familiarity and self.loss.name != "softmax":
+            raise ValueError(
+                f"model.familiarity={self.familiarity} with model.loss.name={self.loss.name!r}: negatives are items "
+                "that a user never met, so that it would learn nothing of those met; use 'softmax', or familiarity=0"
+            )
         twice = {name for name in self.context_fields if self.context_fields.count(name) > 1}
         if twice:
             raise ValueError(f"model.context_fields names {min(twice)!r} twice; name it once")
@@ -95,7 +103,9 @@ class TwoTowerConfig(BaseModel):
     @property
     def numbers_a_position(self) -> int:
         """How many numbers scoring a position against its negatives takes: one each, or one hidden layer each."""
-        return (1 + self.loss.num_drawn) * (1 if self.fusion == "dot" else self.dim)
+        scored = (1 + self.loss.num_drawn) * (1 if self.fusion == "dot" else self.dim)
+        kinds = 4 * self.familiarity + (len(self.context_fields) if self.familiarity else 0)
+        return scored + kinds * (self.history.window + 1)
 
 
 class TwoTower:
@@ -156,7 +166,7 @@ class TwoTower:
 
     def _make(self, num_items: int, fields: Mapping[str, int]) -> Towers:
         config = self.config
-        parts = (config.history, tuple(fields.items()), config.fusion, self.predicts_ratings)
+        parts = (config.history, tuple(fields.items()), config.fusion, self.predicts_ratings, config.familiarity)
         return make_towers(num_items, config.dim, *parts, get_ident())
 
     def _towers(self, shared: Mapping[str, Tensor]) -> Towers:
@@ -252,7 +262,8 @@ class TwoTower:
         if config.loss.name == "softmax":
             targets = windows.targets[mask]
             weights = torch.full(targets.shape, share, dtype=queries.dtype, device=queries.device)
-            return softmax_over_all(queries[mask], items, biases, targets, weights)
+            added = self._familiar(shared, windows, mask) if config.familiarity else None
+            return softmax_over_all(queries[mask], items, biases, targets, weights, added)
         towers, parameters, drawn = self._towers(shared), dict(shared), examples.negatives
         positive = functional_call(towers, parameters, ("scores", queries, items[windows.targets]))
         positive = positive + biases[windows.targets]
@@ -265,6 +276,19 @@ class TwoTower:
             losses = sampled_loss(config.loss, positive, negative, drawn.used[:, None], drawn.num_unmet)
         return share * torch.where(mask, losses, 0.0).sum()
 
+    def _familiar(self, shared: Mapping[str, Tensor], windows: Windows, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (n, S) items met and what is added to their scores, at the n positions of (B, T) wanted ones.
+
+        T are the last positions of the windows, or all.
+        """
+        places = torch.arange(windows.items.shape[1], device=wanted.device)
+        ends = windows.lengths[:, None] - 1 if wanted.shape[1] == 1 else places[None]
+        seen = (places > 0) & (places <= ends[:, :, None])
+        added = functional_call(
+            self._towers(shared), dict(shared), ("familiar", windows, seen.expand(len(wanted), -1, -1))
+        )
+        return windows.items[:, None].expand(-1, wanted.shape[1], -1)[wanted], added[wanted]
+
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
         """Move all parameters by the mean of what users sent."""
         config = self.config.server_optimizer
@@ -274,6 +298,11 @@ class TwoTower:
         """Return (B, num_items) scores in the context of the users' queries."""
         with torch.no_grad():
             found: Tensor = functional_call(self._towers(shared), dict(shared), ("all_scores", state["vectors"]))
+        if self.config.familiarity:
+            windows = ranking_windows(users, self.config.history.window)
+            windows = replace(windows, context={name: column[:, :1] for name, column in windows.context.items()})
+            with torch.no_grad():
+                found.scatter_add_(1, *self._familiar(shared, windows, torch.ones_like(windows.mask[:, :1])))
         return found + state["levels"] if "levels" in state else found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedrec.errors import DataError
 from fedrec.models.towers.context import ContextTower
 from fedrec.models.towers.dropout import Dropout
+from fedrec.models.towers.familiarity import Familiarity, begin
 from fedrec.models.towers.fusion import FusionName, make_fusion
 from fedrec.models.towers.history import HistoryConfig, make_history
 from fedrec.models.towers.ratings import RatingTower
@@ -34,6 +35,7 @@ class Towers(nn.Module):
         fields: context fields, see `ContextTower`; without any there is no context tower.
         fusion: name of the fusion.
         rated: whether scores are ratings.
+        familiarity: heads of `Familiarity`; 0 for none.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Towers(nn.Module):
         fields: Mapping[str, int],
         fusion: FusionName,
         rated: bool = False,
+        familiarity: int = 0,
     ) -> None:
         """Make the parts on torch's meta device."""
         super().__init__()
@@ -55,6 +58,7 @@ class Towers(nn.Module):
             self.context = ContextTower(fields, dim, gated) if fields else None
             self.past = ContextTower(fields, dim, True) if fields and gated else None
             self.fusion = make_fusion(fusion, dim)
+            self.familiarity = Familiarity(fields, familiarity) if familiarity else None
             self.ratings = RatingTower(dim, gated) if rated else None
 
     def forward(self, part: str, *arguments: object) -> Tensor:
@@ -94,6 +98,18 @@ class Towers(nn.Module):
         if self.ratings is None:
             return torch.zeros(windows.items.shape, dtype=self.biases.dtype, device=windows.items.device)
         return self.ratings.levels(*self._rated(windows))
+
+    def familiar(self, windows: Windows, seen: Tensor) -> Tensor:
+        """Return (B, T, T): what is added to the scores of `windows.items` at each position, see `Familiarity`.
+
+        Args:
+            windows: of B users.
+            seen: (B, T, T) bool, which items are before a position.
+        """
+        if self.familiarity is None:
+            return torch.zeros(seen.shape, dtype=self.items.dtype, device=seen.device)
+        found: Tensor = self.familiarity(windows.items, seen, windows.past, windows.context)
+        return found
 
     def scores(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return the (...) scores of (..., d) queries and item vectors that broadcast, without biases."""
@@ -135,6 +151,8 @@ class Towers(nn.Module):
             elif owner.endswith((".tables.", ".lines.")):
                 found[name] = draws * _CONTEXT_STD
                 found[name][0] = 0.0  # a value that nobody ever had says nothing
+            elif owner == "familiarity.":
+                found[name] = begin(name, shape)
             elif name == "biases" or (owner in layers and len(shape) == 1):
                 found[name] = torch.zeros(shape)
             elif owner in layers and not name.startswith("history.blocks."):
@@ -152,17 +170,19 @@ def make_towers(
     fields: tuple[tuple[str, int], ...],
     fusion: FusionName,
     rated: bool,
+    familiarity: int,
     thread: int,
 ) -> Towers:
     """Make towers, or return those made before: they hold no values, and making them takes as long as a small batch.
 
     Args:
-        num_items: see `Towers`, as the next five.
+        num_items: see `Towers`, as the next six.
         dim: d.
         history: settings of the history tower.
         fields: context fields.
         fusion: name of the fusion.
         rated: whether scores are ratings.
+        familiarity: heads.
         thread: the calling one; values are lent to a module while it is called, so that no two threads may share one.
     """
-    return Towers(num_items, dim, history, dict(fields), fusion, rated)
+    return Towers(num_items, dim, history, dict(fields), fusion, rated, familiarity)
