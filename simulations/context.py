@@ -6,6 +6,10 @@ Settings are those of simulations/DATA.toml, whose `model.context_fields` are ta
 the model with context, asked at test time in the contexts of the other users' targets. A split is a seed: of the
 held-out interactions where the data has no times, and of the model. Test NDCG@10, full ranking, mean over users. The
 intervals are 95% percentiles of a paired bootstrap that draws users and splits anew, all variants alike.
+
+Where a data set has each user, item and context once, as surveys do and Frappe does, an item that a user met in exactly
+the context asked for is never the target, and a model that reads context can learn so: that says more of how the data
+was gathered than of people. A second table ranks without these items, for every variant: what is left is context.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from torch import Tensor
 from fedrec import assemble
 from fedrec import config as configs
 from fedrec.config import Config
+from fedrec.data.batches import UserBatch
 from fedrec.data.interactions import Interactions
-from fedrec.data.queries import queries_of, turns
+from fedrec.data.queries import Queries, queries_of, turns
 from fedrec.errors import ConfigError
 from fedrec.evaluation.nodes import score_users
 from fedrec.evaluation.ranking import Targets, rank
@@ -53,12 +58,14 @@ class Study:
         data: its name.
         fields: the context fields that "with" reads.
         k: length of the lists.
+        fresh: whether items that the user met in exactly the target's context were left out of every variant's lists.
         ndcg: (3, num_splits, num_users) NDCG@k of the users that every split evaluates, in the order of `VARIANTS`.
     """
 
     data: str
     fields: tuple[str, ...]
     k: int
+    fresh: bool
     ndcg: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +89,7 @@ class Study:
             "data": self.data,
             "context_fields": list(self.fields),
             "metric": f"ndcg@{self.k}",
+            "without_items_met_in_this_context": self.fresh,
             "num_splits": self.ndcg.shape[1],
             "num_users": self.ndcg.shape[2],
             "variants": rows,
@@ -93,7 +101,7 @@ class Study:
         found = self.to_json()
         lines = [
             f"{self.data}: test NDCG@{self.k}, {found['num_splits']} splits, {found['num_users']} users, "
-            f"context {', '.join(self.fields)}",
+            f"context {', '.join(self.fields)}" + (", without items met in exactly this context" * self.fresh),
             f"  {'':22}{'NDCG':>8}{'sd of splits':>14}",
         ]
         for name, row in found["variants"].items():
@@ -131,13 +139,17 @@ def interval(differences: np.ndarray, key: Key, replicates: int = _REPLICATES) -
     return float(low), float(high)
 
 
-def user_ndcg(config: Config, shared: Mapping[str, Tensor], shuffle: Key | None = None) -> np.ndarray:
+def user_ndcg(
+    config: Config, shared: Mapping[str, Tensor], shuffle: Key | None = None, fresh_in: Sequence[str] = ()
+) -> np.ndarray:
     """Rank every user's test targets in their contexts.
 
     Args:
         config: of the run.
         shared: what it ended with.
         shuffle: ask in contexts dealt out anew among the users, all fields of one together; None for the true ones.
+        fresh_in: context fields; other items than the target that the user met where all of them were as they are for
+            the target are not ranked. None of them: everything is.
 
     Returns:
         (num_users,) float64 NDCG@k, the mean over a user's targets; NaN for users without any.
@@ -153,9 +165,22 @@ def user_ndcg(config: Config, shared: Mapping[str, Tensor], shuffle: Key | None 
         for batch, scores in score_users(model, prepared, whole.history, rows, device, queries=queries):
             targets = Targets.of(aims, batch.rows)
             seen = torch.zeros_like(batch.mask) if config.evaluation.repeat else batch.mask
+            if fresh_in:
+                seen = seen | (
+                    _met_in_the_same(batch, queries_of(aims), fresh_in) & (batch.items != targets.items[:, :1])
+                )
             ranks = rank(scores, batch.items, seen, targets, k, candidates).ranks[:, 0].numpy()
             total[batch.rows] += np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0.0)
     return np.where(held_out.lengths > 0, total / held_out.lengths.clip(min=1), np.nan)
+
+
+def _met_in_the_same(batch: UserBatch, queries: Queries, fields: Sequence[str]) -> Tensor:
+    """Return (B, L) bool: what each user met in the context that is asked for."""
+    same = batch.mask
+    for name in fields:
+        past, asked = batch.context[name], torch.from_numpy(queries[name][batch.rows])[:, None].to(batch.mask.device)
+        same = same & ((past == asked) | (past.isnan() & asked.isnan()))
+    return same
 
 
 def _dealt(targets: Interactions, key: Key) -> Interactions:
@@ -180,8 +205,8 @@ def train(config: Config) -> Mapping[str, Tensor]:
         return assemble.as_broadcast(config, final_state(run.path, config).shared, config.federated.num_rounds)
 
 
-def measure(config: Config, num_splits: int, trained: Train = train) -> Study:
-    """Train both models on every split and rank.
+def measure(config: Config, num_splits: int, trained: Train = train) -> tuple[Study, Study]:
+    """Train both models on every split and rank: everything, and all but what was met in exactly the same context.
 
     Args:
         config: with `model.context_fields`; its seed is that of the first split.
@@ -200,19 +225,23 @@ def measure(config: Config, num_splits: int, trained: Train = train) -> Study:
             update={"runtime": config.runtime.model_copy(update={"seed": config.runtime.seed + split})}
         )
         blind = seeded.model_copy(update={"model": {**seeded.model, "context_fields": []}})
-        shared = trained(seeded)
-        variants = [
-            user_ndcg(seeded, shared),
-            user_ndcg(blind, trained(blind)),
-            user_ndcg(seeded, shared, assemble.run_key(seeded).fold("shuffled")),
-        ]
-        ndcg.append(variants)
-        told = ", ".join(f"{name} {np.nanmean(row):.4f}" for name, row in zip(VARIANTS, variants, strict=True))
+        shared, unread, deal = trained(seeded), trained(blind), assemble.run_key(seeded).fold("shuffled")
+        ndcg.append(
+            [
+                [
+                    user_ndcg(seeded, shared, None, fresh_in),
+                    user_ndcg(blind, unread, None, fresh_in),
+                    user_ndcg(seeded, shared, deal, fresh_in),
+                ]
+                for fresh_in in ((), fields)
+            ]
+        )
+        told = ", ".join(f"{name} {np.nanmean(row):.4f}" for name, row in zip(VARIANTS, ndcg[-1][0], strict=True))
         sys.stderr.write(f"split {split + 1} of {num_splits}: {told}\n")
-    table = np.array(ndcg).transpose(1, 0, 2)
-    return Study(
-        str(config.data.path or config.data.name), fields, config.evaluation.k, table[..., ~np.isnan(table).any((0, 1))]
-    )
+    table = np.array(ndcg).transpose(1, 2, 0, 3)
+    table = table[..., ~np.isnan(table).any((0, 1, 2))]
+    name, k = str(config.data.path or config.data.name), config.evaluation.k
+    return Study(name, fields, k, False, table[0]), Study(name, fields, k, True, table[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,10 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
     path = Path(options.data) if options.data.endswith(".toml") else _HERE / f"{options.data}.toml"
-    study = measure(configs.load(path, ["evaluation.every=0", *options.settings]), options.splits)
-    sys.stdout.write(study.table() + "\n" + json.dumps(study.to_json()) + "\n")
+    study, fresh = measure(configs.load(path, ["evaluation.every=0", *options.settings]), options.splits)
+    found = {**study.to_json(), "fresh": fresh.to_json()}
+    sys.stdout.write(study.table() + "\n" + fresh.table() + "\n" + json.dumps(found) + "\n")
     if options.json is not None:
-        options.json.write_text(json.dumps(study.to_json(), indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedrec import assemble
 from fedrec import config as configs
 from fedrec.config import Config
 from fedrec.data.synthetic import SyntheticConfig, write_parquet
@@ -64,6 +65,7 @@ def test_context_that_decides_gains_and_shuffled_it_does_not(
     assert found["differences"]["with - without"]["relative"] > 0.25
     assert found["differences"]["shuffled - without"]["mean"] <= 0
     assert found["variants"]["with"]["mean"] > found["variants"]["without"]["mean"] > 0
+    assert not found["without_items_met_in_this_context"] and found["fresh"]["without_items_met_in_this_context"]
 
 
 @pytest.mark.parametrize("protocol", ["leave_one_out", "temporal"])
@@ -77,6 +79,19 @@ def test_mean_over_users_is_the_metric_of_the_run(config: Config, protocol: str,
     run_simulation(folder.path, config)
     ndcg = context.user_ndcg(config, context.train(config))
     assert np.nanmean(ndcg) == pytest.approx(folder.result()["metrics"]["test"]["ndcg@10"])
+
+
+def test_items_met_in_the_same_context_can_be_left_out_and_others_are_not(config: Config) -> None:
+    repeat = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"repeat": True})})
+    shared, whole = context.train(repeat), assemble.whole_split(repeat.to_json())
+    before, after = context.user_ndcg(repeat, shared), context.user_ndcg(repeat, shared, fresh_in=("daytime", "device"))
+    history, test = whole.history, whole.test
+    alike = np.ones(len(history), dtype=bool)
+    for column, target in ((history.context[name], test.context[name]) for name in ("daytime", "device")):
+        alike &= column == target[test.indptr[history.users]]
+    some = np.bincount(history.users[alike], minlength=history.num_users) > 0
+    assert 0 < some.sum() < len(some)
+    assert (after >= before).all() and (after[~some] == before[~some]).all() and (after[some] > before[some]).any()
 
 
 def test_model_that_reads_no_context_is_refused(config: Config) -> None:
