@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PACE = 5.0
 """Parameters are kept as a fifth of what they stand for: an optimiser that moves all alike lets them keep up."""
+
+_TABLE_FIELDS = 8
+"""Categorical fields that share a table of weights, which has a row for each subset of them."""
+
+_NOBODYS = -2
+"""A code that no interaction has."""
 
 
 class Familiarity(nn.Module):
@@ -46,31 +54,55 @@ class Familiarity(nn.Module):
             past: name -> (B, S), its context.
             asked: name -> (B, T), the context asked for.
         """
+        places = torch.arange(items.shape[1], device=items.device)
         first = (items[:, :, None] == items[:, None, :]).to(torch.uint8).argmax(dim=-1)
-        weights = self._weights(seen, past, asked)
-        counts = torch.zeros_like(weights).scatter_add(-1, first[:, None, None].expand(weights.shape), weights)
-        logs = torch.log1p((_PACE * self.offsets).exp()[..., None] * counts)
-        return (_PACE * self.amounts[..., None] * logs).sum(dim=1)
+        is_first = first == places
+        slots = (is_first.cumsum(dim=-1) - 1).gather(1, first)  # an item's number among those of its row
+        weights = self._weights(seen.transpose(1, 2), past, asked)
+        num_rows, num_slots = len(items), int(slots.max()) + 1 if slots.numel() else 0
+        rows = (torch.arange(num_rows, device=items.device)[:, None] * num_slots + slots).flatten()
+        counts = weights.new_zeros(num_rows * num_slots, *weights.shape[2:]).index_add(0, rows, weights.flatten(0, 1))
+        scores = torch.log1p((_PACE * self.offsets[:, 0]).exp() * counts) @ (_PACE * self.amounts[:, 0])
+        added = torch.where(is_first[:, :, None], scores.index_select(0, rows).reshape(weights.shape[:3]), 0.0)
+        return added.transpose(1, 2)
 
     def _weights(self, seen: Tensor, past: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, H, T, S): what an interaction counts at a position."""
-        shape = (len(seen), len(self.amounts), *seen.shape[1:])
-        if not self.fields:
-            return seen[:, None].to(self.amounts.dtype).expand(shape)
-        differ = [_differ(past.get(name), asked.get(name), bool(num), seen) for name, num in self.fields.items()]
-        stacked = torch.stack(differ, dim=1).to(self.amounts.dtype)
-        total = torch.einsum("hf,bfts->bhts", (_PACE * self.differences).exp(), stacked)
-        return torch.where(seen[:, None], torch.exp(-total), 0.0)
+        """Return (B, S, T, H): what an interaction counts at a position; `seen` is (B, S, T)."""
+        factors = (_PACE * self.differences).exp()
+        columns = [(past.get(name), asked.get(name), factors[:, place]) for place, name in enumerate(self.fields)]
+        kinds = [bool(num) for num in self.fields.values()]
+        codes, numbers = list(compress(columns, kinds)), list(compress(columns, (not kind for kind in kinds)))
+        weights = self._by_table(seen, codes[:_TABLE_FIELDS])
+        for start in range(_TABLE_FIELDS, len(codes), _TABLE_FIELDS):
+            weights = weights * self._by_table(seen, codes[start : start + _TABLE_FIELDS])
+        for before, now, factor in numbers:
+            weights = weights * torch.exp(-_distance(before, now, seen)[..., None] * factor)
+        return weights
+
+    def _by_table(self, seen: Tensor, columns: Sequence[tuple[Tensor | None, Tensor | None, Tensor]]) -> Tensor:
+        """Return (B, S, T, H) weights of a few categorical fields: a table has one for each subset that may differ."""
+        ways = torch.zeros(seen.shape, dtype=torch.int32, device=seen.device)
+        total = self.amounts.new_zeros(1, len(self.amounts))
+        for bit, (before, now, factor) in enumerate(columns):
+            ways += _differ(before, now, seen).to(torch.int32) << bit
+            total = torch.cat([total, total + factor])
+        table = F.pad(torch.exp(-total), (0, 0, 0, 1))
+        return F.embedding(torch.where(seen, ways, len(total)), table, padding_idx=len(total))
 
 
-def _differ(past: Tensor | None, asked: Tensor | None, categorical: bool, like: Tensor) -> Tensor:
-    """Return (B, T, S) numbers from 0 to 1; 1 where a value is unknown."""
+def _differ(past: Tensor | None, asked: Tensor | None, like: Tensor) -> Tensor:
+    """Return (B, S, T) bool, whether codes differ; unknown ones differ from everything."""
+    if past is None or asked is None:
+        return torch.ones_like(like)
+    codes = asked.to(torch.int32)
+    return past.to(torch.int32).clamp(min=-1)[:, :, None] != torch.where(codes < 0, _NOBODYS, codes)[:, None, :]
+
+
+def _distance(past: Tensor | None, asked: Tensor | None, like: Tensor) -> Tensor:
+    """Return (B, S, T) numbers from 0 to 1, how far apart values are; 1 where one is unknown."""
     if past is None or asked is None:
         return torch.ones(like.shape, device=like.device)
-    one, two = asked[:, :, None], past[:, None, :]
-    if categorical:
-        return 1.0 - ((one == two) & (one >= 0)).float()
-    return 1.0 - torch.nan_to_num(torch.exp(-(one - two).float().square()))
+    return 1.0 - torch.nan_to_num(torch.exp(-(past[:, :, None] - asked[:, None, :]).float().square()))
 
 
 def begin(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -67,6 +67,24 @@ def test_scores_follow_counts_of_what_was_met_in_situations_alike() -> None:
         assert found[row, 0] == 0
 
 
+def test_more_fields_than_a_table_holds_count_all() -> None:
+    tower = Familiarity({f"field{place}": 2 for place in range(11)}, 1)
+    drawn(tower)
+    past, asked = (torch.randint(2, (11, size), generator=KEY.torch_generator()) for size in (4, 3))
+    found = tower(
+        torch.tensor([[5, 5, 3, 5]]),
+        torch.ones(1, 3, 4, dtype=torch.bool),
+        {name: column[None] for name, column in zip(tower.fields, past, strict=True)},
+        {name: column[None] for name, column in zip(tower.fields, asked, strict=True)},
+    )[0]
+    differ = (asked[:, :, None] != past[:, None, :]).float()
+    counts = torch.exp(-torch.einsum("f,fts->ts", (5 * tower.differences[0]).exp(), differ))
+    offset, amount = float(torch.exp(5 * tower.offsets)), float(5 * tower.amounts)
+    torch.testing.assert_close(found[:, 0], amount * torch.log1p(offset * counts[:, [0, 1, 3]].sum(dim=1)))
+    torch.testing.assert_close(found[:, 2], amount * torch.log1p(offset * counts[:, 2]))
+    assert not found[:, [1, 3]].any()
+
+
 def test_without_fields_or_with_an_unknown_situation_all_interactions_count_alike() -> None:
     plain, tower = Familiarity({}, 1), Familiarity({"place": 3}, 1)
     drawn(plain)
