@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated
 
 import torch
@@ -105,7 +106,7 @@ class AdaptivelyClipped:
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return the model's blocks, scaled to at most a S, and on which side of C each user is."""
         blocks = self.inner.contribute(_without_norm(shared), state, users, key)
-        squares = torch.stack([block.squared_norms() for block in blocks.values()]).sum(dim=0)
+        squares = reduce(torch.add, [block.squared_norms() for block in blocks.values()])  # in one order for everybody
         norms, norm = squares.sqrt(), shared[NORM].to(torch.float64)
         factors = self._move_norm / torch.maximum(norms, norm)
         side = torch.where(norms <= norm, self._count_norm, -self._count_norm)

@@ -22,6 +22,7 @@ from fedrec.compiled import compiled_for, over_rows
 from fedrec.errors import PrivacyError, ProtocolError
 from fedrec.models.coalescing import any_twice, coalesce, highest_row
 from fedrec.models.kernels import rows as kernels
+from fedrec.models.norms import squared_norms
 
 
 class Block(Protocol):
@@ -98,7 +99,7 @@ class Dense:
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms."""
-        return self.values.flatten(start_dim=1).to(torch.float64).square().sum(dim=1)
+        return squared_norms(self.values)
 
     def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled sum over users to `total` (...)."""
@@ -127,7 +128,7 @@ class SecondMoments:
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64: |v|^4."""
-        return self.vectors.to(torch.float64).square().sum(dim=1).square()
+        return squared_norms(self.vectors).square()
 
     def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled moments of all users to `total` (d (d + 1) / 2,)."""
@@ -196,11 +197,7 @@ class RowSparse:
     @cached_property
     def _squared_norms(self) -> Tensor:
         _, values, mask = self._coalesced
-        if not compiled_for(values):
-            return values.to(torch.float64).masked_fill(~mask[:, :, None], 0.0).square().sum(dim=(1, 2))
-        norms = np.empty(len(values))
-        over_rows(kernels.squared_norms, len(values), values.numpy(), mask.numpy(), norms)
-        return torch.from_numpy(norms)
+        return squared_norms(values, mask)
 
     def finite(self) -> Tensor:
         """Return (B,) bool: every value is finite."""
@@ -307,8 +304,7 @@ class RowOuter(_OneVectorAUser):
 
         Where the squares of one factor underflow and the other is huge, the product must not come out as nothing.
         """
-        weights = self.entries.coalesced[1].square().sum(dim=1)
-        return (weights + _TINY) * (self.vectors.to(torch.float64).square().sum(dim=1) + _TINY)
+        return (squared_norms(self.entries.coalesced[1]) + _TINY) * (squared_norms(self.vectors) + _TINY)
 
     def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled rows of all users to `total` (num_rows, d): a sparse (num_rows, B) x (B, d) product."""

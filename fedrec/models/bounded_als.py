@@ -13,6 +13,7 @@ from fedrec.data.batches import UserBatch
 from fedrec.models.als import Als, AlsConfig
 from fedrec.models.blocks import Contributions, Entries, RowOuter, SecondMoments, from_moments
 from fedrec.models.coalescing import distinct_items
+from fedrec.models.norms import squared_norms
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.randomness import Key
 
@@ -56,7 +57,8 @@ class BoundedAls(Als):
     Privacy:
         Unit user, add-or-remove; the L2 norm over all blocks is exactly clipping_norm (0 for a user without
         interactions or with p_u = 0), and the engine clips to it again whatever happens here. Training solves in
-        float64: how a user's numbers round depends on who else is in the batch; it has to stay far below the noise.
+        float64, compiled for one user after the other: a user's numbers round the same whoever else is there. On other
+        devices users are solved in batches, and how one rounds depends on the others.
 
     Source:
         Chien et al., Private Alternating Least Squares, 2021, algorithm 2, with one shared Gram matrix.
@@ -88,7 +90,7 @@ class BoundedAls(Als):
         """Return the three blocks of each user."""
         scales = self._scales
         vectors = state["vectors"].to(torch.float64)
-        norms = vectors.norm(dim=1, keepdim=True)
+        norms = squared_norms(vectors).sqrt()[:, None]
         unit = torch.where(norms > 0, vectors / norms.clamp(min=1e-300), 0.0 * vectors)
         present = (norms > 0).to(torch.float64)
         items, met = distinct_items(users.items, users.mask)

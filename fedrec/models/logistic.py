@@ -16,9 +16,10 @@ from fedrec.models import server_optimizer
 from fedrec.models.adaptive_clipping import AdaptiveClippingConfig
 from fedrec.models.blocks import Block, Contributions, Dense, RowSparse
 from fedrec.models.coalescing import highest_row
+from fedrec.models.one_by_one import one_by_one
 from fedrec.models.protocol import ReleasedBlocks, ServerState, UserState
 from fedrec.models.server_optimizer import ServerOptimizerConfig
-from fedrec.models.towers.negatives import draw_negatives
+from fedrec.models.towers.negatives import Negatives, draw_negatives
 from fedrec.models.towers.windows import Windows, ranking_windows, training_windows
 from fedrec.randomness import Key
 
@@ -85,8 +86,8 @@ class Regression:
 
     Privacy:
         Unit user, add-or-remove. All blocks of a user are clipped jointly by the engine; negatives depend on nothing
-        but the user's own history and draws. Gradients are taken in float64: how a user's numbers round depends on who
-        else is in the batch, and has to stay far below the noise.
+        but the user's own history and draws. Gradients are taken for one user after the other, in float64, see
+        `one_by_one`.
 
     Source:
         McMahan et al., Ad Click Prediction, 2013, section 3 (logistic regression on crossed features); McMahan et al.,
@@ -94,7 +95,7 @@ class Regression:
     """
 
     bounded = True
-    batches_side_by_side = False
+    batches_side_by_side = True
     batch_cells = 2**13
 
     def __init__(self, config: RegressionConfig) -> None:
@@ -146,11 +147,17 @@ class Regression:
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return minus the gradient of each user's loss."""
         config, num_items = self.config, len(shared["biases"])
+        if not users.num_users:
+            return {name: Dense(total[None][:0]) for name, total in self.totals(shared).items()}
         highest_row(users.items, num_items)
         windows = training_windows(users, config.window, config.crop_probability, key)
         negatives = draw_negatives(users, num_items, config.num_negatives, key)
         exact = {name: tensor.to(torch.float64) for name, tensor in shared.items()}
-        features, biases, mask = exact[_FEATURES], exact["biases"][:, 0], windows.mask
+        return one_by_one(users.num_users, lambda user: self._part(exact, windows.alone(user), negatives.alone(user)))
+
+    def _part(self, exact: Mapping[str, Tensor], windows: Windows, negatives: Negatives) -> Contributions:
+        """Return minus the gradient of one user's loss; parameters float64."""
+        config, features, biases, mask = self.config, exact[_FEATURES], exact["biases"][:, 0], windows.mask
         # what does not count is set to 0 before anything is multiplied: 0 times infinity is NaN
         profiles = torch.where(mask[..., None], self._profiles(features, windows), 0.0)
         vectors = torch.where(mask[..., None], self._vectors(exact, profiles, windows), 0.0)
@@ -169,7 +176,7 @@ class Regression:
         return {
             "weights": Dense(profiles.mT @ moves),
             "biases": RowSparse(ids, values, torch.cat([mask, negatives.used], dim=1)),
-            **self._context_blocks(shared, moves, windows),
+            **self._context_blocks(exact, moves, windows),
         }
 
     def _expected(self, scores: Tensor) -> Tensor:

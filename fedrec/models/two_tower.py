@@ -176,6 +176,11 @@ class TwoTower:
         sizes = (0 if table is None else len(table) - 1 for table in tables)
         return self._make(len(shared["items"]), dict(zip(names, sizes, strict=True)))
 
+    def _call(self, shared: Mapping[str, Tensor], part: str, *arguments: object) -> Tensor:
+        """Call a part of the towers with the shared parameters, no two of which are one."""
+        result: Tensor = functional_call(self._towers(shared), dict(shared), (part, *arguments), tie_weights=False)
+        return result
+
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return float32 zeros of the names and shapes of the shared parameters."""
         return {name: tensor.new_zeros(tensor.shape, dtype=torch.float32) for name, tensor in shared.items()}
@@ -200,15 +205,13 @@ class TwoTower:
         state = {"vectors": found.gather(1, last)[:, 0]}
         if self.predicts_ratings:
             with torch.no_grad():
-                levels: Tensor = functional_call(self._towers(shared), dict(shared), ("levels", windows))
+                levels = self._call(shared, "levels", windows)
             state["levels"] = levels.gather(1, last[:, :, 0])
         return state
 
     def _queries(self, shared: Mapping[str, Tensor], windows: Windows, dropout: Dropout) -> Tensor:
         highest_row(windows.items, len(shared["items"]))
-        items = shared["items"][windows.items]
-        queries: Tensor = functional_call(self._towers(shared), dict(shared), ("queries", items, windows, dropout))
-        return queries
+        return self._call(shared, "queries", shared["items"][windows.items], windows, dropout)
 
     def contribute(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch, key: Key) -> Contributions:
         """Return minus the gradient of the users' losses, added up over those whose gradient is finite."""
@@ -256,23 +259,21 @@ class TwoTower:
     def _loss(self, shared: Mapping[str, Tensor], examples: Examples) -> Tensor:
         """Return the sum over users of the mean loss of their positions, a full window's number of them."""
         config, windows, mask = self.config, examples.windows, examples.windows.mask
-        queries = self._queries(shared, windows, Dropout(examples.draws, config.history.dropout))
+        dropout, share = Dropout(examples.draws, config.history.dropout), 1.0 / (config.history.window + 1)
         items, biases = shared["items"], shared["biases"][:, 0]
-        share = 1.0 / (config.history.window + 1)
         if config.loss.name == "softmax":
-            targets = windows.targets[mask]
+            queries, targets = self._queries(shared, windows, dropout), windows.targets[mask]
             weights = torch.full(targets.shape, share, dtype=queries.dtype, device=queries.device)
             added = self._familiar(shared, windows, mask) if config.familiarity else None
             return softmax_over_all(queries[mask], items, biases, targets, weights, added)
-        towers, parameters, drawn = self._towers(shared), dict(shared), examples.negatives
-        positive = functional_call(towers, parameters, ("scores", queries, items[windows.targets]))
-        positive = positive + biases[windows.targets]
+        highest_row(windows.items, len(items))
+        drawn = examples.negatives
+        vectors = (items[windows.items], items[windows.targets], items[drawn.items])
+        scores = self._call(shared, "sampled", vectors, windows, dropout)
+        positive, negative = scores[..., 0] + biases[windows.targets], scores[..., 1:] + biases[drawn.items][:, None]
         if config.loss.name == "squared":
-            levels = functional_call(towers, parameters, ("levels", windows))
-            losses = squared_loss(positive + levels, windows.ratings)
+            losses = squared_loss(positive + self._call(shared, "levels", windows), windows.ratings)
         else:
-            negative = functional_call(towers, parameters, ("grid", queries, items[drawn.items]))
-            negative = negative + biases[drawn.items][:, None]
             losses = sampled_loss(config.loss, positive, negative, drawn.used[:, None], drawn.num_unmet)
         return share * torch.where(mask, losses, 0.0).sum()
 
@@ -284,9 +285,7 @@ class TwoTower:
         places = torch.arange(windows.items.shape[1], device=wanted.device)
         ends = windows.lengths[:, None] - 1 if wanted.shape[1] == 1 else places[None]
         seen = (places > 0) & (places <= ends[:, :, None])
-        added = functional_call(
-            self._towers(shared), dict(shared), ("familiar", windows, seen.expand(len(wanted), -1, -1))
-        )
+        added = self._call(shared, "familiar", windows, seen.expand(len(wanted), -1, -1))
         return windows.items[:, None].expand(-1, wanted.shape[1], -1)[wanted], added[wanted]
 
     def update(self, server: ServerState, release: ReleasedBlocks) -> ServerState:
@@ -297,7 +296,7 @@ class TwoTower:
     def score(self, shared: Mapping[str, Tensor], state: UserState, users: UserBatch) -> Tensor:
         """Return (B, num_items) scores in the context of the users' queries."""
         with torch.no_grad():
-            found: Tensor = functional_call(self._towers(shared), dict(shared), ("all_scores", state["vectors"]))
+            found = self._call(shared, "all_scores", state["vectors"])
         if self.config.familiarity:
             windows = ranking_windows(users, self.config.history.window)
             windows = replace(windows, context={name: column[:, :1] for name, column in windows.context.items()})
@@ -327,6 +326,12 @@ class Examples:
             None if self.draws is None else self.draws[users],
             self.negatives.of(users),
         )
+
+    def alone(self, user: int) -> Examples:
+        """Return the examples of one user, without padding, in memory of their own."""
+        windows = self.windows.alone(user)
+        draws = None if self.draws is None else self.draws[user : user + 1, : windows.items.shape[1]].contiguous()
+        return Examples(windows, draws, self.negatives.alone(user))
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -157,6 +158,7 @@ def clip_scales(contributions: Mapping[str, ClippableBlock], clipping_norm: floa
     finite = torch.stack([block.finite() for block in contributions.values()]).all(dim=0)
     if math.isinf(clipping_norm):
         return finite.to(torch.float64)
-    norms = torch.stack([block.squared_norms() for block in contributions.values()]).sum(dim=0).sqrt()
+    # block by block: a tensor's own sum over blocks rounds as the number of users has it
+    norms = reduce(torch.add, [block.squared_norms() for block in contributions.values()]).sqrt()
     scales = (clipping_norm * (1 - 1e-12) / norms.clamp(min=1e-300)).clamp(max=1.0)
     return torch.where(finite & torch.isfinite(norms), scales, torch.zeros_like(scales))

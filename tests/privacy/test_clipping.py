@@ -17,6 +17,7 @@ from torch import Tensor
 from fedrec.errors import PrivacyError, ProtocolError
 from fedrec.models import blocks, coalescing
 from fedrec.models.blocks import Dense, Entries, RowMoments, RowOuter, RowSparse
+from fedrec.models.kernels import norms as norm_kernels
 from fedrec.models.kernels import rows as kernels
 from fedrec.privacy import clipping
 from fedrec.privacy.clipping import MOST_USERS, BoundedSum, clip_scales
@@ -221,8 +222,8 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., object], User]] = {
 MUTATED_KERNELS: dict[str, tuple[object, str, Callable[..., object], User]] = {
     "duplicate rows overlooked": (blocks, "any_twice", lambda ids, mask: False, DUPLICATES),
     "duplicate weights overlooked": (coalescing, "any_twice", lambda ids, mask: False, DUPLICATE_WEIGHTS),
-    "norms in float16": (kernels, "squared_norms", norms_in_float16, JUST_ABOVE_THE_NORM),
-    "norms of some rows": (kernels, "squared_norms", norms_of_the_first_rows, LARGE_ROW),
+    "norms in float16": (norm_kernels, "sums_of_squares", norms_in_float16, JUST_ABOVE_THE_NORM),
+    "norms of some rows": (norm_kernels, "sums_of_squares", norms_of_the_first_rows, LARGE_ROW),
     "rows added unscaled": (kernels, "add_rows", add_rows_unscaled, LARGE_ROW),
     "rows of users of scale zero": (kernels, "add_rows", add_rows_of_everybody, NOT_A_NUMBER_IN_A_ROW),
     "multiples added unscaled": (kernels, "add_multiples", add_multiples_unscaled, LARGE_WEIGHT),

@@ -163,31 +163,6 @@ def add_moments(
 
 
 @njit(**OPTIONS)
-def squared_norms(start: int, stop: int, values: np.ndarray, mask: np.ndarray, norms: np.ndarray) -> None:
-    """Sum the squares of the rows that count of users start..stop, in float64.
-
-    Args:
-        start: first user.
-        stop: one past the last.
-        values: (B, m, d).
-        mask: (B, m) bool, the rows that count.
-        norms: (B,) float64 result.
-    """
-    for user in range(start, stop):
-        total = 0.0
-        for first in range(0, values.shape[1], 256):  # parts of parts: the error must not grow with every entry
-            several = 0.0
-            for k in range(first, min(first + 256, values.shape[1])):
-                if mask[user, k]:
-                    row, part = values[user, k], 0.0
-                    for j in range(len(row)):
-                        part += np.float64(row[j]) * np.float64(row[j])
-                    several += part
-            total += several
-        norms[user] = total
-
-
-@njit(**OPTIONS)
 def add_rows(
     start: int,
     stop: int,

@@ -152,7 +152,7 @@ class Recurrent(_Embedded):
     """
 
     def __init__(self, config: HistoryConfig, dim: int) -> None:
-        """Make the cells: they work one user at a time under `vmap`, as torch's fused networks do not."""
+        """Make the cells; torch's fused networks are no faster on a CPU and know nothing of this dropout."""
         super().__init__(config, dim)
         make = nn.GRUCell if config.name == "gru" else nn.LSTMCell
         self.cells = nn.ModuleList(make(dim, dim) for _ in range(config.num_blocks))

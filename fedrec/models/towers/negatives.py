@@ -32,6 +32,11 @@ class Negatives:
         """Return the negatives of some users; (B,) bool."""
         return Negatives(self.items[users], self.used[users], self.num_unmet[users])
 
+    def alone(self, user: int) -> Negatives:
+        """Return the negatives of one user, in memory of their own."""
+        one = slice(user, user + 1)
+        return Negatives(self.items[one].clone(), self.used[one].clone(), self.num_unmet[one].clone())
+
 
 def draw_negatives(users: UserBatch, num_items: int, num_negatives: int, key: Key) -> Negatives:
     """Draw items uniformly and leave out those that the user has met in training, and nothing else.

@@ -116,10 +116,17 @@ class Towers(nn.Module):
         scores: Tensor = self.fusion(queries, items)
         return scores
 
-    def grid(self, queries: Tensor, items: Tensor) -> Tensor:
-        """Return the (..., T, K) scores of (..., T, d) queries with each of (..., K, d) items, without biases."""
-        scores: Tensor = self.fusion.grid(queries, items)
-        return scores
+    def sampled(self, vectors: tuple[Tensor, Tensor, Tensor], windows: Windows, dropout: Dropout) -> Tensor:
+        """Return (..., T, 1 + K): the scores of each position's target, then of the negatives, without biases.
+
+        Args:
+            vectors: of the items of the windows (..., T, d), of the targets (..., T, d), of the negatives (..., K, d).
+            windows: see `queries`, as the next.
+            dropout: of the history tower.
+        """
+        items, targets, negatives = vectors
+        queries = self.queries(items, windows, dropout)
+        return torch.cat([self.scores(queries, targets)[..., None], self.fusion.grid(queries, negatives)], dim=-1)
 
     def all_scores(self, queries: Tensor) -> Tensor:
         """Return (n, M) scores of (n, d) queries with every item, biases included."""

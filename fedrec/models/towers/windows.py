@@ -57,6 +57,25 @@ class Windows:
             None if self.past_ratings is None else self.past_ratings[users],
         )
 
+    def alone(self, user: int) -> Windows:
+        """Return the windows of one user, without padding, in memory of their own: nothing tells of the others."""
+        one, width = slice(user, user + 1), int(self.lengths[user])
+
+        def cut(column: Tensor) -> Tensor:
+            return column[one, :width].clone(memory_format=torch.contiguous_format)
+
+        return Windows(
+            cut(self.items),
+            self.lengths[one].clone(),
+            cut(self.targets),
+            cut(self.mask),
+            None if self.gaps is None else cut(self.gaps),
+            {name: cut(column) for name, column in self.context.items()},
+            {name: cut(column) for name, column in self.past.items()},
+            None if self.ratings is None else cut(self.ratings),
+            None if self.past_ratings is None else cut(self.past_ratings),
+        )
+
 
 def training_windows(users: UserBatch, window: int, crop_probability: float, key: Key) -> Windows:
     """Cut a segment of at most `window` + 1 interactions out of each history: each is a target, all but one are inputs.

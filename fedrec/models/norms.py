@@ -1,0 +1,36 @@
+"""Squared norms of what each user adds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedrec.compiled import compiled_for, over_rows
+from fedrec.models.kernels import norms as kernels
+
+
+def squared_norms(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return each user's squared L2 norm in float64.
+
+    Compiled, it is a function of the user's own numbers, to the last bit: neither their order nor padding nor who else
+    is in the batch changes it, so that whether, and how far, a user is clipped is nobody else's doing.
+
+    Args:
+        values: (B, ...), or (B, m, ...) with a mask.
+        mask: (B, m) bool, the rows that count; the others are never looked at.
+
+    Returns:
+        (B,) float64; infinity, or not a number, where one that counts is not finite.
+    """
+    num_users = len(values)
+    if mask is None:
+        rows = values.reshape(num_users, 1, -1) if values.numel() else values.new_zeros(num_users, 1, 0)
+        mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=values.device)
+    else:
+        rows = values.reshape(*mask.shape, -1) if values.numel() else values.new_zeros(*mask.shape, 0)
+    if not compiled_for(rows):
+        return rows.to(torch.float64).masked_fill(~mask[:, :, None], 0.0).square().sum(dim=(1, 2))
+    sums = np.empty(num_users)
+    over_rows(kernels.sums_of_squares, num_users, rows.detach().contiguous().numpy(), mask.numpy(), sums)
+    return torch.from_numpy(sums)
