@@ -18,7 +18,7 @@ from fedrec.models.protocol import UserState
 from fedrec.models.two_tower import Examples, TwoTower, TwoTowerConfig
 from fedrec.randomness import Key
 
-_CELLS = 2**10
+_CELLS = 2**8
 _TABLES = ("items", "biases")
 
 
