@@ -331,7 +331,7 @@ class RowOuter(_OneVectorAUser):
             total.index_add_(0, ids[part].reshape(-1), values.reshape(-1, vectors.shape[1]))
 
 
-class _Unbounded:
+class Unbounded:
     """Statistics that go straight into the sum without a bound on what a user adds; no privacy plan accepts them."""
 
     def squared_norms(self) -> Tensor:
@@ -347,7 +347,7 @@ class _Unbounded:
 
 
 @dataclass(frozen=True, eq=False)
-class RowMoments(_Unbounded, _OneVectorAUser):
+class RowMoments(Unbounded, _OneVectorAUser):
     """Per-row second moments, for runs without privacy: row i gets weight(u, i) x flat(v_u v_u').
 
     The sum is (num_rows, d (d + 1) / 2), the upper triangle row by row.
@@ -371,7 +371,7 @@ class RowMoments(_Unbounded, _OneVectorAUser):
 
 
 @dataclass(frozen=True, eq=False)
-class PairCounts(_Unbounded):
+class PairCounts(Unbounded):
     """Co-occurrence of rows, for runs without privacy: (i, j) gets `weights[u, i] * weights[u, j]`.
 
     Args:

@@ -31,6 +31,24 @@ class EaseConfig(BaseModel):
     recency_decay: Annotated[float, Field(gt=0)] = 3.0
 
 
+def square_table(model: str, num_items: int) -> Tensor:
+    """Return (num_items, num_items) float32 zeros.
+
+    Args:
+        model: whose table it is.
+        num_items: M.
+
+    Raises:
+        ConfigError: where the catalogue has more than `MAX_ITEMS` items.
+    """
+    if num_items > MAX_ITEMS:
+        raise ConfigError(
+            f"model {model!r} keeps a table of {num_items:,} x {num_items:,} items, allowed are {MAX_ITEMS:,}; "
+            "choose another model"
+        )
+    return torch.zeros(num_items, num_items)
+
+
 class Ease:
     """Predict each item from all others by one ridge regression over all users.
 
@@ -64,13 +82,7 @@ class Ease:
         Raises:
             ConfigError: where the catalogue has more than `MAX_ITEMS` items.
         """
-        num_items = catalogue.num_items
-        if num_items > MAX_ITEMS:
-            raise ConfigError(
-                f"model 'ease' keeps a table of {num_items:,} x {num_items:,} items, allowed are {MAX_ITEMS:,}; "
-                "choose another model"
-            )
-        return ServerState({"weights": torch.zeros(num_items, num_items)})
+        return ServerState({"weights": square_table("ease", catalogue.num_items)})
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zeros: pairs (num_items, num_items) float32, which counts up to 16 million users exactly."""

@@ -29,6 +29,7 @@ from fedrec.models.peers.fedrecon import FedRecon, FedReconConfig
 from fedrec.models.peers.pfedrec import PFedRec, PFedRecConfig
 from fedrec.models.popularity import Popularity, PopularityConfig
 from fedrec.models.protocol import FederatedModel
+from fedrec.models.slit import Slit, SlitConfig
 from fedrec.models.two_tower import TwoTower, TwoTowerConfig
 
 
@@ -68,6 +69,7 @@ _EXACT: dict[str, _Entry] = {
     "mf": _Entry(MatrixFactorizationConfig, lambda values, _: MatrixFactorization(values)),
     "pfedrec": _Entry(PFedRecConfig, lambda values, _: PFedRec(values)),
     "popularity": _Entry(PopularityConfig, Popularity),
+    "slit": _Entry(SlitConfig, lambda values, _: Slit(values)),
     "two_tower": _Entry(TwoTowerConfig, lambda values, _: _two_tower(values)),
 }
 _BOUNDED: dict[str, _Entry] = {

@@ -40,6 +40,7 @@ EXACT = {
     "content": ({"name": "content"}, None),
     "ease": ({"name": "ease", "regularization": 1.0}, None),
     "ease-recency": ({"name": "ease", "regularization": 1.0, "recency_weight": 20.0}, None),
+    "slit": ({"name": "slit", "regularization": 1.0}, None),
     "fm": ({"name": "fm", "dim": 8, "window": 5, "server_optimizer": {"learning_rate": 0.05}}, None),
     "logistic": ({"name": "logistic", "num_negatives": 4}, None),
     "ridge": ({"name": "logistic", "loss": "squared", "num_negatives": 4, "regularization": 0.01}, None),
