@@ -58,16 +58,17 @@ class Familiarity(nn.Module):
         first = (items[:, :, None] == items[:, None, :]).to(torch.uint8).argmax(dim=-1)
         is_first = first == places
         slots = (is_first.cumsum(dim=-1) - 1).gather(1, first)  # an item's number among those of its row
-        weights = self._weights(seen.transpose(1, 2), past, asked)
         num_rows, num_slots = len(items), int(slots.max()) + 1 if slots.numel() else 0
         rows = (torch.arange(num_rows, device=items.device)[:, None] * num_slots + slots).flatten()
-        counts = weights.new_zeros(num_rows * num_slots, *weights.shape[2:]).index_add(0, rows, weights.flatten(0, 1))
-        scores = torch.log1p((_PACE * self.offsets[:, 0]).exp() * counts) @ (_PACE * self.amounts[:, 0])
-        added = torch.where(is_first[:, :, None], scores.index_select(0, rows).reshape(weights.shape[:3]), 0.0)
+        weights = self._weights(seen.transpose(1, 2), past, asked).flatten(1, 2)
+        counts = weights.new_zeros(len(weights), num_rows * num_slots, weights.shape[2]).index_add(1, rows, weights)
+        logs = torch.log1p((_PACE * self.offsets).exp()[..., None] * counts)
+        scores = torch.einsum("h,hrt->rt", _PACE * self.amounts[:, 0], logs).index_select(0, rows)
+        added = torch.where(is_first[:, :, None], scores.unflatten(0, items.shape), 0.0)
         return added.transpose(1, 2)
 
     def _weights(self, seen: Tensor, past: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, S, T, H): what an interaction counts at a position; `seen` is (B, S, T)."""
+        """Return (H, B, S, T): what an interaction counts at a position; `seen` is (B, S, T)."""
         factors = (_PACE * self.differences).exp()
         columns = [(past.get(name), asked.get(name), factors[:, place]) for place, name in enumerate(self.fields)]
         kinds = [bool(num) for num in self.fields.values()]
@@ -76,18 +77,19 @@ class Familiarity(nn.Module):
         for start in range(_TABLE_FIELDS, len(codes), _TABLE_FIELDS):
             weights = weights * self._by_table(seen, codes[start : start + _TABLE_FIELDS])
         for before, now, factor in numbers:
-            weights = weights * torch.exp(-_distance(before, now, seen)[..., None] * factor)
+            weights = weights * torch.exp(-factor[:, None, None, None] * _distance(before, now, seen))
         return weights
 
     def _by_table(self, seen: Tensor, columns: Sequence[tuple[Tensor | None, Tensor | None, Tensor]]) -> Tensor:
-        """Return (B, S, T, H) weights of a few categorical fields: a table has one for each subset that may differ."""
-        ways = torch.zeros(seen.shape, dtype=torch.int32, device=seen.device)
-        total = self.amounts.new_zeros(1, len(self.amounts))
+        """Return (H, B, S, T) weights of a few categorical fields: a table has one for each subset that may differ."""
+        ways = torch.zeros(seen.shape, dtype=torch.uint8, device=seen.device)
+        total = self.amounts.new_zeros(len(self.amounts), 1)
         for bit, (before, now, factor) in enumerate(columns):
-            ways += _differ(before, now, seen).to(torch.int32) << bit
-            total = torch.cat([total, total + factor])
-        table = F.pad(torch.exp(-total), (0, 0, 0, 1))
-        return F.embedding(torch.where(seen, ways, len(total)), table, padding_idx=len(total))
+            ways += _differ(before, now, seen).view(torch.uint8).mul_(2**bit)
+            total = torch.cat([total, total + factor[:, None]], dim=1)
+        table = F.pad(torch.exp(-total), (0, 1))
+        index = torch.where(seen, ways.to(torch.int64), total.shape[1])
+        return table.gather(1, index.flatten().expand(len(table), -1)).unflatten(1, seen.shape)
 
 
 def _differ(past: Tensor | None, asked: Tensor | None, like: Tensor) -> Tensor:
