@@ -160,7 +160,8 @@ class _Node:
         folder = Path(str(context.run_config["out"])).absolute() / "nodes" / str(self.partition)
         self.store = DeviceStore(Path(str(context.node_config.get("state-path", folder))))
         self.max_epsilon = _max_epsilon(context.node_config.get("max-epsilon"))
-        codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json())
+        done = self.round - 1 if message.metadata.message_type.startswith("train") else self.round
+        codec, spec = assemble.download_codec(self.config), assemble.shared_spec(self.config.to_json(), done)
         self.shared = codec.decode(record_to_tensors(shared, codec.wire(spec)), spec)
 
     @property

@@ -24,7 +24,7 @@ from fedrec.evaluation.counts import Cutoffs
 from fedrec.evaluation.slices import Slices
 from fedrec.federated.codec import Codec, spec_of
 from fedrec.models.predictions import predictions_of
-from fedrec.models.protocol import FederatedModel
+from fedrec.models.protocol import FederatedModel, grow, grown
 from fedrec.models.registry import build_model
 from fedrec.privacy.plan import PrivacyEvent, PrivacyPlan
 from fedrec.randomness import Key, user_keys
@@ -62,7 +62,7 @@ def node_data(config_json: str, partition: int, num_partitions: int) -> NodeData
 
 def forget_data() -> None:
     """Forget what was loaded: files may have changed since."""
-    for loaded in (_dataset, _fingerprint, _whole_split, _node_data, slices_of, shared_spec, totals_spec):
+    for loaded in (_dataset, _fingerprint, _whole_split, _node_data, slices_of, _shared_spec, totals_spec):
         loaded.cache_clear()
 
 
@@ -135,16 +135,26 @@ def nodes_of(keys: np.ndarray, num_nodes: int) -> np.ndarray:
     return np.asarray(keys % np.uint64(num_nodes)).astype(np.int64)
 
 
+def shared_spec(config_json: str, num_rounds: int = 0) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return name -> (dtype, shape) of the shared parameters, known from the config and the public catalogue.
+
+    Args:
+        config_json: the config.
+        num_rounds: finished rounds; a model may add parameters on the way.
+    """
+    return _shared_spec(config_json, grown(model_of(Config.from_json(config_json)), num_rounds))
+
+
 @lru_cache(maxsize=8)
-def shared_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return name -> (dtype, shape) of the shared parameters, known from the config and the public catalogue."""
-    config = Config.from_json(config_json)
-    return spec_of(model_of(config).init(dataset(config_json).catalogue, Key.from_seed(0)).shared)
+def _shared_spec(config_json: str, grown_up: bool) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    model = model_of(Config.from_json(config_json))
+    shared = model.init(dataset(config_json).catalogue, Key.from_seed(0)).shared
+    return spec_of(grow(model, shared) if grown_up else shared)
 
 
 @lru_cache(maxsize=8)
 def totals_spec(config_json: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return name -> (dtype, shape) of the blocks of a sum, known from the config and the public catalogue."""
+    """Return name -> (dtype, shape) of the blocks of the first round's sum, known as the shared parameters are."""
     shared = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in shared_spec(config_json).items()}
     return spec_of(model_of(Config.from_json(config_json)).totals(shared))
 

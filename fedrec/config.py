@@ -59,8 +59,8 @@ class DataConfig(_Table):
 class FederatedConfig(_Table):
     """[federated]: how many nodes and rounds, how long a round may take, and how many nodes have to answer in time.
 
-    `sampling_probability` is that of a user in a round without privacy (under a plan the plan's own counts), after
-    `full_rounds` rounds in which everybody takes part.
+    `sampling_probability` is that of a user in a round without privacy (under a plan the plan's own counts); in the
+    first `full_rounds` and in the `last_full_rounds` everybody takes part.
     `local_steps` is the number of noisy steps a node takes in a round of an example-level plan. `upload_codec` and
     `download_codec` are "dense" or chains of stages, `codec_rank` is the rank of `low_rank`; see
     `fedrec.federated.codec`.
@@ -70,6 +70,7 @@ class FederatedConfig(_Table):
     num_rounds: Count = 10
     sampling_probability: Probability = 1.0
     full_rounds: Annotated[int, Field(ge=0)] = 0
+    last_full_rounds: Annotated[int, Field(ge=0)] = 0
     local_steps: Count | None = None
     min_nodes: Count = 1
     round_deadline_seconds: Positive = 3600.0
@@ -79,7 +80,8 @@ class FederatedConfig(_Table):
 
     def sampling(self, round_number: int) -> float:
         """Return the probability with which a user takes part in a round without privacy."""
-        return 1.0 if round_number <= self.full_rounds else self.sampling_probability
+        sampled = self.full_rounds < round_number <= self.num_rounds - self.last_full_rounds
+        return self.sampling_probability if sampled else 1.0
 
     @model_validator(mode="after")
     def _chains_make_sense(self) -> FederatedConfig:

@@ -34,7 +34,7 @@ from fedrec.errors import ConfigError, FedrecError
 from fedrec.evaluation.counts import summarise
 from fedrec.evaluation.nodes import evaluate_users
 from fedrec.federated.cohort import sum_contributions
-from fedrec.models.hybrid import ALS, TOWERS, Hybrid
+from fedrec.models.hybrid import ROUND, TOWERS, Hybrid
 from fedrec.models.protocol import FederatedModel, ServerState
 from fedrec.models.two_tower import TwoTower
 from fedrec.privacy.mechanism import publish_exact
@@ -59,21 +59,27 @@ def train_in_one_place(config: Config) -> tuple[FederatedModel, dict[str, Tensor
     if config.privacy is not None or not isinstance(model, (TwoTower, Hybrid)) or getattr(model, "bounded", False):
         raise ConfigError(f"model {config.model['name']!r} is not compared here; allowed are 'two_tower' and 'hybrid'")
     state = model.init(assemble.dataset(config.to_json()).catalogue, assemble.run_key(config).fold("init"))
-    num_steps = federated.num_rounds
     if isinstance(model, TwoTower):
-        return model, train_towers(config, model, state.shared, num_steps)
-    for number in range(1, model.config.als_rounds + 1):
-        state = _als_sweep(config, model, state, number)
+        return model, train_towers(config, model, state.shared, federated.num_rounds)
+    first = model.config.als_rounds
+    for number in range(1, first + 1):
+        state = _sweep(config, model, state, number)
     before = {name.removeprefix(TOWERS): value for name, value in state.shared.items() if name.startswith(TOWERS)}
-    after = train_towers(config, model.towers, before, num_steps - model.config.als_rounds)
-    return model, {**state.shared, **{TOWERS + name: value for name, value in after.items()}}
+    num_steps = min(model.config.tower_rounds or federated.num_rounds, federated.num_rounds - first)
+    after = train_towers(config, model.towers, before, num_steps)
+    done = {ROUND: torch.full_like(state.shared[ROUND], first + num_steps)}
+    state = ServerState({**state.shared, **{TOWERS + name: value for name, value in after.items()}, **done})
+    if model.slit is not None and federated.num_rounds > first + num_steps:
+        state = _sweep(config, model, state, first + num_steps + 1)
+    return model, dict(state.shared)
 
 
-def _als_sweep(config: Config, model: Hybrid, state: ServerState, number: int) -> ServerState:
+def _sweep(config: Config, model: Hybrid, state: ServerState, number: int) -> ServerState:
+    """Do a round of a part in closed form with everybody."""
     node = assemble.node_data(config.to_json(), 0, 1)
     batches = user_batches(node.split.train, max_elements=model.als.batch_cells, keys=node.user_keys)
     total, cohort = sum_contributions(model, state.shared, batches, float("inf"), assemble.run_key(config).fold(number))
-    _LOG.info("%s%d", ALS, number)
+    _LOG.info("round %d of closed forms", number)
     return model.update(state, publish_exact(total, float(cohort.cohort_size)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -134,3 +135,18 @@ class FederatedModel(Protocol):
 def predicts_ratings(model: FederatedModel) -> bool:
     """Return whether scores are ratings: a model says so by an attribute `predicts_ratings`; else they only rank."""
     return bool(getattr(model, "predicts_ratings", False))
+
+
+def grown(model: FederatedModel, num_rounds: int) -> bool:
+    """Return whether a model has added parameters to the shared ones after so many rounds.
+
+    Most keep those that they have; one that adds some has a number `grows_after` and a method `grow`.
+    """
+    return num_rounds >= getattr(model, "grows_after", math.inf)
+
+
+def grow(model: FederatedModel, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return shared parameters with zeros for all that the model adds on the way; the same where it adds none."""
+    added = getattr(model, "grow", None)
+    grown_up: Mapping[str, Tensor] = shared if added is None else added(shared)
+    return grown_up

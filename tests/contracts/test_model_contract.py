@@ -66,6 +66,17 @@ EXACT = {
         },
         None,
     ),
+    "hybrid-slit-two_tower": (
+        {
+            "name": "hybrid",
+            "als": {"dim": 4},
+            "two_tower": {key: value for key, value in TWO_TOWER.items() if key != "name"},
+            "slit": {},
+            "als_rounds": 1,
+            "tower_rounds": 1,
+        },
+        None,
+    ),
     "two_tower-steps": ({**TWO_TOWER, "loss": SAMPLED, "local_steps": 3}, None),
 }
 BOUNDED = {
