@@ -64,7 +64,7 @@ class Familiarity(nn.Module):
         counts = weights.new_zeros(len(weights), num_rows * num_slots, weights.shape[2]).index_add(1, rows, weights)
         logs = torch.log1p((_PACE * self.offsets).exp()[..., None] * counts)
         scores = torch.einsum("h,hrt->rt", _PACE * self.amounts[:, 0], logs).index_select(0, rows)
-        added = torch.where(is_first[:, :, None], scores.unflatten(0, items.shape), 0.0)
+        added = torch.where(is_first[:, :, None], scores.reshape(*items.shape, seen.shape[1]), 0.0)
         return added.transpose(1, 2)
 
     def _weights(self, seen: Tensor, past: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> Tensor:
@@ -89,7 +89,7 @@ class Familiarity(nn.Module):
             total = torch.cat([total, total + factor[:, None]], dim=1)
         table = F.pad(torch.exp(-total), (0, 1))
         index = torch.where(seen, ways.to(torch.int64), total.shape[1])
-        return table.gather(1, index.flatten().expand(len(table), -1)).unflatten(1, seen.shape)
+        return table.gather(1, index.flatten().expand(len(table), -1)).reshape(len(table), *seen.shape)
 
 
 def _differ(past: Tensor | None, asked: Tensor | None, like: Tensor) -> Tensor:

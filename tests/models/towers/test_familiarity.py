@@ -99,6 +99,13 @@ def test_without_fields_or_with_an_unknown_situation_all_interactions_count_alik
     torch.testing.assert_close(unknown, tower(items, seen, past, {}))
 
 
+def test_nobody_is_fine() -> None:
+    tower = Familiarity({"place": 3}, 2)
+    drawn(tower)
+    items, seen = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 2, 3, dtype=torch.bool)
+    assert tower(items, seen, {"place": items}, {"place": items[:, :2]}).shape == (0, 2, 3)
+
+
 def test_heads_start_apart_and_add_nothing() -> None:
     assert begin("familiarity.amounts", (3, 1)).count_nonzero() == 0
     steps = begin("familiarity.differences", (3, 2))
