@@ -15,7 +15,14 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.data.catalogue import Catalogue
 from fedrec.models.blocks import Block, Contributions, Dense
-from fedrec.models.protocol import FederatedModel, ReleasedBlocks, ServerState, UserState, predicts_ratings
+from fedrec.models.protocol import (
+    FederatedModel,
+    ReleasedBlocks,
+    ServerState,
+    UserState,
+    most_users,
+    predicts_ratings,
+)
 from fedrec.randomness import Key
 
 NORM = "adaptive_norm"
@@ -95,6 +102,10 @@ class AdaptivelyClipped:
         count = torch.zeros(1, dtype=torch.float64, device=shared[NORM].device)
         return {**self.inner.totals(_without_norm(shared)), BELOW: count}
 
+    def most_users(self, shared: Mapping[str, Tensor]) -> int:
+        """Return the model's own bound on a batch."""
+        return most_users(self.inner, _without_norm(shared))
+
     def prepare(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return what the model makes of its part, and C."""
         return {**self.inner.prepare(_without_norm(shared)), NORM: shared[NORM]}
@@ -151,7 +162,7 @@ class Scaled:
 
     def squared_norms(self) -> Tensor:
         """Return (B,) float64 squared norms of the scaled parts."""
-        return self.block.squared_norms() * self.factors.square()
+        return (self.block.squared_norms().sqrt() * self.factors).square()  # a tiny factor's square may be nothing
 
     def add_to(self, total: Tensor, scale: Tensor, quantum: float = 0.0) -> None:
         """Add the scaled sum; users of scale 0 add nothing, whatever their factor."""

@@ -18,7 +18,7 @@ from fedrec.models.protocol import UserState
 from fedrec.models.two_tower import Examples, TwoTower, TwoTowerConfig
 from fedrec.randomness import Key
 
-_CELLS = 2**8
+_CELLS, _NUMBERS = 2**12, 2**25
 _TABLES = ("items", "biases")
 
 
@@ -71,7 +71,12 @@ class BoundedTwoTower(TwoTower):
     def __init__(self, config: BoundedTwoTowerConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
-        self.batch_cells = _CELLS  # not more: the moves of a batch's users are held until they are summed
+        self.batch_cells = _CELLS
+
+    def most_users(self, shared: Mapping[str, Tensor]) -> int:
+        """Return how many users' moves of all towers may be held until they are summed: those of 256 MiB."""
+        numbers = sum(tensor.numel() for name, tensor in shared.items() if name not in _TABLES)
+        return max(1, _NUMBERS // max(1, numbers))
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return float64 zeros of the names and shapes of the shared parameters."""

@@ -24,7 +24,7 @@ def one_by_one(num_users: int, contribute: Callable[[int], Contributions]) -> Co
             names for all. It must not read what others, or padding, have a part in: see `Windows.alone`.
 
     Privacy:
-        A user's part depends on that user's data and key and on the shared parameters alone, to the last bit.
+        On a CPU a user's part depends on that user's data and key and on the shared parameters alone, to the last bit.
     """
     parts = [contribute(user) for user in range(num_users)]
     return {name: _together([part[name] for part in parts]) for name in parts[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -135,6 +136,12 @@ class FederatedModel(Protocol):
 def predicts_ratings(model: FederatedModel) -> bool:
     """Return whether scores are ratings: a model says so by an attribute `predicts_ratings`; else they only rank."""
     return bool(getattr(model, "predicts_ratings", False))
+
+
+def most_users(model: FederatedModel, shared: Mapping[str, Tensor]) -> int:
+    """Return how many users' contributions may be held at once; few models, those of large parts, have a bound."""
+    bound = getattr(model, "most_users", None)
+    return sys.maxsize if bound is None else int(bound(shared))
 
 
 def grown(model: FederatedModel, num_rounds: int) -> bool:

@@ -27,7 +27,7 @@ from fedrec.models.towers.fusion import FusionName
 from fedrec.models.towers.history import HistoryConfig
 from fedrec.models.towers.negatives import Negatives, draw_negatives
 from fedrec.models.towers.towers import Towers, make_towers
-from fedrec.models.towers.windows import Windows, ranking_windows, training_windows
+from fedrec.models.towers.windows import Windows, own_copy, ranking_windows, training_windows
 from fedrec.randomness import Key
 
 _SCORED = 2**25
@@ -330,7 +330,7 @@ class Examples:
     def alone(self, user: int) -> Examples:
         """Return the examples of one user, without padding, in memory of their own."""
         windows = self.windows.alone(user)
-        draws = None if self.draws is None else self.draws[user : user + 1, : windows.items.shape[1]].contiguous()
+        draws = None if self.draws is None else own_copy(self.draws[user : user + 1, : windows.items.shape[1]])
         return Examples(windows, draws, self.negatives.alone(user))
 
 

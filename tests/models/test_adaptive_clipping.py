@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from fedrec.data.batches import make_batch, user_batches
 from fedrec.data.catalogue import Catalogue
 from fedrec.federated.cohort import sum_contributions
-from fedrec.models.adaptive_clipping import BELOW, NORM, AdaptiveClippingConfig, AdaptivelyClipped
+from fedrec.models.adaptive_clipping import BELOW, NORM, AdaptiveClippingConfig, AdaptivelyClipped, Scaled
+from fedrec.models.blocks import Dense
 from fedrec.models.registry import build_model
 from fedrec.privacy.clipping import BoundedSum
 from fedrec.privacy.mechanism import release
@@ -137,3 +139,18 @@ def test_settings_are_checked() -> None:
     for wrong in ({"quantile": 1.0}, {"count_share": 0.0}, {"initial_norm": -1.0}, {"rate": 1.0}):
         with pytest.raises(ValueError):
             AdaptiveClippingConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize("clipping_norm", [1e-30, 1e-10, 1.0])
+@pytest.mark.parametrize("size", [1e-3, 1e130, 1e140, 1e150])
+def test_huge_moves_under_a_tiny_norm_leave_room_for_rounding(clipping_norm: float, size: float) -> None:
+    """A factor whose square is nothing must not make the move measure as nothing."""
+    for seed in range(20):
+        drawn = torch.rand(1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        move = Dense((0.5 + drawn / 2) * size)
+        share, norms = clipping_norm * 0.99**0.5, move.squared_norms().sqrt()
+        below = torch.full((1, 1), clipping_norm * 0.01**0.5, dtype=torch.float64)
+        total = BoundedSum({"move": torch.zeros(3).double(), "below": torch.zeros(1).double()}, clipping_norm)
+        total.add({"move": Scaled(move, share / norms.clamp(min=1.0)), "below": Dense(below)})
+        added = torch.cat(list(total.totals.values())).tolist()
+        assert sum(Fraction(value) ** 2 for value in added) <= Fraction(clipping_norm) ** 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from fedrec.data.batches import user_batches
 from fedrec.federated.cohort import sum_contributions
+from fedrec.models import bounded_two_tower
 from fedrec.models.bounded_two_tower import BoundedTwoTower
 from fedrec.models.registry import build_model
 from fedrec.randomness import user_keys
@@ -23,6 +26,7 @@ from tests.models.two_towers import (
     far_apart,
     norm_of,
     plain_gradient,
+    settings_of,
     written_out,
 )
 
@@ -198,3 +202,24 @@ def test_registry_takes_the_bounded_form_for_local_steps_and_under_a_plan() -> N
     assert not build_model(table, None).bounded
     assert build_model({**table, "local_steps": 2}, None).bounded
     assert build_model(table, 1.0).bounded
+
+
+def test_no_more_users_are_held_at_once_than_their_towers_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same bits, and the norm of adaptive clipping makes no difference to how many."""
+    numbers = sum(tensor.numel() for name, tensor in shared_of(bounded()).items() if name not in ("items", "biases"))
+    for adaptive in ({}, {"adaptive_clipping": {"initial_norm": 0.5}}):
+        model = build_model({"name": "two_tower", **settings_of(), **adaptive}, 1.0)
+        shared = dict(model.init(catalogue_of(WORLD), KEY).shared)
+        whole, _ = sum_contributions(model, shared, batches(WORLD), 1.0, KEY)
+        held, one_by_one = list[int](), bounded_two_tower.one_by_one
+
+        def counted(num_users: int, contribute: Any) -> Any:
+            held.append(num_users)  # noqa: B023 - of this turn
+            return one_by_one(num_users, contribute)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bounded_two_tower, "_NUMBERS", 2 * numbers + 1)
+            patch.setattr(bounded_two_tower, "one_by_one", counted)
+            found, diagnostics = sum_contributions(model, shared, batches(WORLD), 1.0, KEY)
+        assert max(held) == 2 and sum(held) == diagnostics.cohort_size == len(LENGTHS)
+        assert all(torch.equal(found.totals[name], total) for name, total in whole.totals.items())

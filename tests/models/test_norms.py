@@ -66,9 +66,23 @@ def test_nobody_and_nothing() -> None:
     assert squared_norms(torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.bool)).tolist() == [0.0, 0.0]
 
 
-def test_the_plain_form_agrees() -> None:
+@settings(deadline=None, max_examples=200)
+@given(NUMBERS)
+def test_the_plain_form_of_other_devices_has_the_same_bits(numbers: list[float]) -> None:
+    values = torch.tensor([numbers, [1.0] * len(numbers)], dtype=torch.float64)
+    with reference():
+        plain = squared_norms(values)
+    found = squared_norms(values)
+    assert torch.equal(plain, found) or float((plain - found).abs().max()) <= 2.0**-1000
+    spoilt = torch.cat([values, torch.full_like(values[:, :1], math.nan)], dim=1)
+    with reference():
+        assert not squared_norms(spoilt).isfinite().any()
+
+
+def test_the_plain_form_looks_at_no_row_that_does_not_count() -> None:
     values = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(7) < torch.tensor([[7], [0], [3], [1], [6]])
+    values[~mask] = math.nan
     with reference():
         plain = squared_norms(values, mask)
-    torch.testing.assert_close(squared_norms(values, mask), plain, rtol=1e-14, atol=0)
+    assert torch.equal(squared_norms(values, mask), plain) and plain[1] == 0

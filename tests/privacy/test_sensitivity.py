@@ -66,6 +66,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "local_steps": 2,
         },
         {"dim": 3, "history": {"name": "gru", "window": 3, "num_blocks": 1}, "loss": {"name": "squared", "offset": 3}},
+        {
+            "dim": 16,
+            "history": {"name": "lstm", "window": 20, "num_blocks": 1},
+            "fusion": "mlp",
+            "loss": {"name": "bpr", "num_negatives": 33},
+            "adaptive_clipping": {"initial_norm": 0.5},
+        },
     ],
 }
 """What each model of the registry is tested with: small, so that batches of a few users reach every branch."""

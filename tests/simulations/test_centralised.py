@@ -28,6 +28,7 @@ name = "{name}"
 [federated]
 num_rounds = 6
 full_rounds = {full_rounds}
+last_full_rounds = {last_full_rounds}
 sampling_probability = {probability}
 
 [runtime]
@@ -35,11 +36,15 @@ num_threads = 1
 """
 TOWERS = "dim = 8\nhistory = { num_blocks = 1, window = 6, dropout = 0.0, crop_probability = 0.0 }"
 HYBRID = "als_rounds = 2\nals = { dim = 4 }\n[model.two_tower]\n" + TOWERS
+WITH_SLIT = "tower_rounds = 3\nslit = { regularization = 2.0 }\n" + HYBRID
 
 
-def finished(tmp_path: Path, name: str, settings: str, probability: float = 1.0, full_rounds: int = 0) -> RunFolder:
+def finished(
+    tmp_path: Path, name: str, settings: str, probability: float = 1.0, full: tuple[int, int] = (0, 0)
+) -> RunFolder:
     path = tmp_path / "config.toml"
-    path.write_text(CONFIG.format(name=name, settings=settings, probability=probability, full_rounds=full_rounds))
+    rounds = {"full_rounds": full[0], "last_full_rounds": full[1]}
+    path.write_text(CONFIG.format(name=name, settings=settings, probability=probability, **rounds))
     config: Config = load(path)
     folder = RunFolder(tmp_path / "run")
     folder.create(config)
@@ -47,11 +52,12 @@ def finished(tmp_path: Path, name: str, settings: str, probability: float = 1.0,
     return folder
 
 
-@pytest.mark.parametrize("name, settings", [("two_tower", TOWERS), ("hybrid", HYBRID)])
+@pytest.mark.parametrize("name, settings", [("two_tower", TOWERS), ("hybrid", HYBRID), ("hybrid", WITH_SLIT)])
 def test_everybody_in_every_round_is_training_in_one_place(tmp_path: Path, name: str, settings: str) -> None:
     folder = finished(tmp_path, name, settings)
     _, shared = centralised.train_in_one_place(folder.config())
     federated = read_checkpoint(folder.checkpoint / "server.safetensors").state.shared
+    assert shared.keys() == federated.keys()
     for parameter, tensor in shared.items():
         if parameter == "round":
             continue
@@ -61,9 +67,11 @@ def test_everybody_in_every_round_is_training_in_one_place(tmp_path: Path, name:
 def test_table_has_both_sides_and_what_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = finished(tmp_path, "hybrid", HYBRID, probability=0.3, full_rounds=2)
+    folder = finished(tmp_path, "hybrid", WITH_SLIT, probability=0.3, full=(2, 1))
     sizes = [line["diagnostics"]["cohort_size"] for line in folder.rounds()]
-    assert sizes[:2] == [60, 60] and max(sizes[2:]) < 40, "full rounds come first"
+    assert sizes[:2] == [60, 60] and max(sizes[2:5]) < 40 and sizes[5] == 60, "full rounds come first and last"
+    sent = [line["communication"]["download_bytes"] for line in folder.rounds()]
+    assert max(sent) - min(sent) < 4 * 80 * 80, "the table of SLIT is not sent before it is there"
     monkeypatch.setattr(sys, "argv", ["centralised", str(folder.path), "--out", str(tmp_path / "found.json")])
     centralised.main()
     (found,) = json.loads((tmp_path / "found.json").read_text())

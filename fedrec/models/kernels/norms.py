@@ -9,7 +9,7 @@ from numba import njit
 
 from fedrec.compiled import OPTIONS
 
-_MOST_BITS = 26
+MOST_BITS = 26
 """Sums are exact up to 2^26 numbers a user."""
 
 _LANES = 64
@@ -40,7 +40,7 @@ def sums_of_squares(start: int, stop: int, values: np.ndarray, mask: np.ndarray,
     """
     largest, spoilt = np.empty(_LANES), np.empty(_LANES)
     coarse, middle, fine = np.empty(_LANES), np.empty(_LANES), np.empty(_LANES)
-    above, within, below = 1.5 * 2.0**_MOST_BITS, 1.5 * 2.0 ** (_MOST_BITS - 27), 1.5 * 2.0 ** (_MOST_BITS - 54)
+    above, within, below = 1.5 * 2.0**MOST_BITS, 1.5 * 2.0 ** (MOST_BITS - 27), 1.5 * 2.0 ** (MOST_BITS - 54)
     for user in range(start, stop):
         largest[:], spoilt[:] = 0.0, 0.0
         for k in range(values.shape[1]):

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrec.data.batches import UserBatch
 from fedrec.errors import ConfigError
 from fedrec.models.coalescing import distinct_items
+from fedrec.models.towers.windows import own_copy
 from fedrec.randomness import Key
 
 
@@ -35,7 +36,7 @@ class Negatives:
     def alone(self, user: int) -> Negatives:
         """Return the negatives of one user, in memory of their own."""
         one = slice(user, user + 1)
-        return Negatives(self.items[one].clone(), self.used[one].clone(), self.num_unmet[one].clone())
+        return Negatives(own_copy(self.items[one]), own_copy(self.used[one]), own_copy(self.num_unmet[one]))
 
 
 def draw_negatives(users: UserBatch, num_items: int, num_negatives: int, key: Key) -> Negatives:

@@ -62,11 +62,11 @@ class Windows:
         one, width = slice(user, user + 1), int(self.lengths[user])
 
         def cut(column: Tensor) -> Tensor:
-            return column[one, :width].clone(memory_format=torch.contiguous_format)
+            return own_copy(column[one, :width])
 
         return Windows(
             cut(self.items),
-            self.lengths[one].clone(),
+            own_copy(self.lengths[one]),
             cut(self.targets),
             cut(self.mask),
             None if self.gaps is None else cut(self.gaps),
@@ -75,6 +75,11 @@ class Windows:
             None if self.ratings is None else cut(self.ratings),
             None if self.past_ratings is None else cut(self.past_ratings),
         )
+
+
+def own_copy(values: Tensor) -> Tensor:
+    """Return a copy whose place in memory and strides tell nothing of the tensor that it was a part of."""
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def training_windows(users: UserBatch, window: int, crop_probability: float, key: Key) -> Windows:
