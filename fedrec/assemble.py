@@ -180,8 +180,20 @@ def check(config: Config) -> None:
             plan.delta,
             1 / plan.population_size,
         )
+    _check_rounds(config)
     whole_split(config.to_json())
     shared_spec(config.to_json())
+
+
+def _check_rounds(config: Config) -> None:
+    """Refuse too few rounds for a model that adds parameters on the way, or a sample of users in the round of it."""
+    adding, federated = getattr(model_of(config), "grows_after", math.inf), config.federated
+    if adding < math.inf and (federated.num_rounds < adding or federated.sampling(int(adding)) < 1):
+        raise ConfigError(
+            f"model.slit takes round {adding} (model.als_rounds + model.tower_rounds + 1), from everybody, but "
+            f"federated.num_rounds={federated.num_rounds} and federated.last_full_rounds={federated.last_full_rounds}; "
+            f"set them to {adding} and 1, or change model.tower_rounds"
+        )
 
 
 def config_of_run(run_config: Mapping[str, object]) -> Config:

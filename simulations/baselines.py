@@ -30,7 +30,7 @@ def tables(data: str) -> dict[str, dict[str, Any]]:
     runs = {"ALS, federated": als, "ALS, centralised": {**als, "federated": {**als["federated"], "num_nodes": 1}}}
     for name in ("popularity", "item_knn", "content"):
         runs[name] = {**als, "model": {"name": name}, "federated": {**als["federated"], "num_rounds": 1}}
-    for name in ("ease", *_DRAWN):
+    for name in ("ease", "slit", *_DRAWN):
         if (file := _HERE / f"{data}-{name}.toml").exists():
             runs[name] = configs.load(file).model_dump(mode="json", exclude_none=True)
     return runs

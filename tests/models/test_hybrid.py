@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedrec import assemble
 from fedrec.config import build
 from fedrec.data.batches import user_batches
 from fedrec.errors import ConfigError
@@ -121,3 +122,19 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(settings: dict[str, An
     with pytest.raises(ConfigError) as caught:
         build({"data": {"name": "synthetic"}, "model": table}, "here")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "federated", [{"num_rounds": 5, "last_full_rounds": 1}, {"num_rounds": 6}, {"num_rounds": 7, "last_full_rounds": 1}]
+)
+def test_a_run_that_never_comes_to_slit_or_gives_it_a_sample_is_refused(federated: dict[str, int]) -> None:
+    """ALS takes two rounds here, the towers three."""
+    table = {
+        "data": {"name": "synthetic", "synthetic": {"num_users": 30, "num_items": 40}},
+        "model": {"name": "hybrid", **SETTINGS},
+        "federated": {"sampling_probability": 0.5, **federated},
+    }
+    with pytest.raises(ConfigError, match=r"model\.slit takes round 6 .* from everybody"):
+        assemble.check(build(table, "test"))
+    fitting = {**table, "federated": {"sampling_probability": 0.5, "num_rounds": 6, "last_full_rounds": 1}}
+    assemble.check(build(fitting, "test"))
