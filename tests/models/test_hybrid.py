@@ -130,7 +130,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(settings: dict[str, An
 def test_a_run_that_never_comes_to_slit_or_gives_it_a_sample_is_refused(federated: dict[str, int]) -> None:
     """ALS takes two rounds here, the towers three."""
     table = {
-        "data": {"name": "synthetic", "synthetic": {"num_users": 30, "num_items": 40}},
+        "data": {"name": "synthetic", "synthetic": {"num_users": 30, "num_items": 40, "mean_interactions": 8}},
         "model": {"name": "hybrid", **SETTINGS},
         "federated": {"sampling_probability": 0.5, **federated},
     }
