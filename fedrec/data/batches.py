@@ -129,25 +129,27 @@ class UserBatch:
         known = self.state["known"].reshape(-1, *([1] * start.ndim))
         return torch.where(known, self.state[name].to(start.dtype), anew)
 
+    def of(self, part: slice) -> UserBatch:
+        """Return some of the users, as far padded as all."""
+        return UserBatch(
+            rows=self.rows[part],
+            items=self.items[part],
+            mask=self.mask[part],
+            times=None if self.times is None else self.times[part],
+            ratings=None if self.ratings is None else self.ratings[part],
+            context={name: column[part] for name, column in self.context.items()},
+            keys=None if self.keys is None else self.keys[part],
+            state={name: tensor[part] for name, tensor in self.state.items()},
+            query={name: column[part] for name, column in self.query.items()},
+        )
+
     def split(self, most: int) -> Iterator[UserBatch]:
         """Go through batches of at most `most` of the users each, as far padded as this one; this one where few."""
         if self.num_users <= most:
             yield self
             return
         for start in range(0, self.num_users, most):
-            part = slice(start, start + most)
-            yield replace(
-                self,
-                rows=self.rows[part],
-                items=self.items[part],
-                mask=self.mask[part],
-                times=None if self.times is None else self.times[part],
-                ratings=None if self.ratings is None else self.ratings[part],
-                context={name: column[part] for name, column in self.context.items()},
-                keys=None if self.keys is None else self.keys[part],
-                state={name: tensor[part] for name, tensor in self.state.items()},
-                query={name: column[part] for name, column in self.query.items()},
-            )
+            yield self.of(slice(start, start + most))
 
     def to(self, device: torch.device) -> UserBatch:
         """Move the tensors to a device; the same batch where they are there already."""

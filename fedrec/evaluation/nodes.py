@@ -135,21 +135,8 @@ def score_users(
             part = slice(start, start + size)
             if asked is not None and not asked[batch.rows[part]].any():
                 continue
-            some = batch if size >= batch.num_users else _users_of(batch, part)
+            some = batch if size >= batch.num_users else batch.of(part)
             yield some, model.score(shared, {name: tensor[part] for name, tensor in fitted.items()}, some)
-
-
-def _users_of(batch: UserBatch, part: slice) -> UserBatch:
-    return UserBatch(
-        rows=batch.rows[part],
-        items=batch.items[part],
-        mask=batch.mask[part],
-        times=None if batch.times is None else batch.times[part],
-        ratings=None if batch.ratings is None else batch.ratings[part],
-        context={name: column[part] for name, column in batch.context.items()},
-        query={name: column[part] for name, column in batch.query.items()},
-        state={name: tensor[part] for name, tensor in batch.state.items()},
-    )
 
 
 def users_per_batch(num_items: int) -> int:

@@ -126,19 +126,19 @@ def sum_contributions(
         return _Part(BoundedSum(model.totals(shared), clipping_norm), CohortDiagnostics())
 
     def add(part: _Part, batch: UserBatch) -> None:
-        for few in batch.split(most):
-            few = few.to(device)
-            state = model.fit_users(shared, few, ranking=False)
-            contributions = model.contribute(shared, state, few, key)
-            part.diagnostics.count(part.total.add(contributions))
-            if keep is not None:
-                with keeping:
-                    trained = contributions.state if isinstance(contributions, Trained) else state
-                    keep(torch.from_numpy(few.rows), trained)
+        batch = batch.to(device)
+        state = model.fit_users(shared, batch, ranking=False)
+        contributions = model.contribute(shared, state, batch, key)
+        part.diagnostics.count(part.total.add(contributions))
+        if keep is not None:
+            with keeping:
+                trained = contributions.state if isinstance(contributions, Trained) else state
+                keep(torch.from_numpy(batch.rows), trained)
 
     keeping, most = Lock(), most_users(model, shared)
     side_by_side = model.batches_side_by_side and device.type == "cpu"
-    first, *others = each_in_a_thread(users, nothing, add, torch.get_num_threads() if side_by_side else 1)
+    held = (few for batch in users for few in batch.split(most))
+    first, *others = each_in_a_thread(held, nothing, add, torch.get_num_threads() if side_by_side else 1)
     for other in others:
         first.total.merge(other.total)
         first.diagnostics.merge(other.diagnostics)
