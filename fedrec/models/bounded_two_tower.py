@@ -18,7 +18,10 @@ from fedrec.models.protocol import UserState
 from fedrec.models.two_tower import Examples, TwoTower, TwoTowerConfig
 from fedrec.randomness import Key
 
-_CELLS, _NUMBERS = 2**12, 2**25
+_CELLS = 2**12
+_NUMBERS = 2**25
+"""Numbers of all users' moves of the towers that are held until they are summed: 256 MiB."""
+
 _TABLES = ("items", "biases")
 
 
