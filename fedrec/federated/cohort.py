@@ -114,11 +114,7 @@ def sum_contributions(
     Privacy:
         Unit user, add-or-remove, L2 sensitivity `clipping_norm`. Nothing is released.
     """
-    if np.isfinite(clipping_norm) and not model.bounded:
-        raise PrivacyError(
-            f"{type(model).__name__} sends statistics that have no bounded form, but clipping_norm={clipping_norm}; "
-            "use the bounded form of the model (a config with [privacy] builds it)"
-        )
+    _check_bounded(model, clipping_norm)
     device = device or torch.device("cpu")
     shared = model.prepare({name: tensor.to(device) for name, tensor in shared.items()})
 
@@ -144,6 +140,14 @@ def sum_contributions(
         first.diagnostics.merge(other.diagnostics)
     totals = {name: tensor.cpu() for name, tensor in first.total.totals.items()}
     return BoundedSum(totals, clipping_norm), first.diagnostics
+
+
+def _check_bounded(model: FederatedModel, clipping_norm: float) -> None:
+    if np.isfinite(clipping_norm) and not model.bounded:
+        raise PrivacyError(
+            f"{type(model).__name__} sends statistics that have no bounded form, but clipping_norm={clipping_norm}; "
+            "use the bounded form of the model (a config with [privacy] builds it)"
+        )
 
 
 @dataclass

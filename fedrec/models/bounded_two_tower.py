@@ -20,7 +20,7 @@ from fedrec.randomness import Key
 
 _CELLS = 2**12
 _NUMBERS = 2**25
-"""Numbers of all users' moves of the towers that are held until they are summed: 256 MiB."""
+"""Numbers of all users' moves that are held until they are summed: 256 MiB."""
 
 _TABLES = ("items", "biases")
 
@@ -77,9 +77,12 @@ class BoundedTwoTower(TwoTower):
         self.batch_cells = _CELLS
 
     def most_users(self, shared: Mapping[str, Tensor]) -> int:
-        """Return how many users' moves of all towers may be held until they are summed: those of 256 MiB."""
-        numbers = sum(tensor.numel() for name, tensor in shared.items() if name not in _TABLES)
-        return max(1, _NUMBERS // max(1, numbers))
+        """Return how many users' moves, of all towers and touched rows, may be held at once: those of 256 MiB."""
+        config = self.config
+        rows = config.local_steps * (2 * (config.history.window + 1) + config.loss.num_drawn)
+        touched = min(rows, len(shared["items"])) * (config.dim + 1)
+        towers = sum(tensor.numel() for name, tensor in shared.items() if name not in _TABLES)
+        return max(1, _NUMBERS // (towers + touched))
 
     def totals(self, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return float64 zeros of the names and shapes of the shared parameters."""

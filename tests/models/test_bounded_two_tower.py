@@ -20,6 +20,7 @@ from tests.models.two_towers import (
     HISTORIES,
     KEY,
     LOSSES,
+    WINDOW,
     bounded,
     drawn,
     exact,
@@ -206,7 +207,8 @@ def test_registry_takes_the_bounded_form_for_local_steps_and_under_a_plan() -> N
 
 def test_no_more_users_are_held_at_once_than_their_towers_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same bits, and the norm of adaptive clipping makes no difference to how many."""
-    numbers = sum(tensor.numel() for name, tensor in shared_of(bounded()).items() if name not in ("items", "biases"))
+    towers = sum(tensor.numel() for name, tensor in shared_of(bounded()).items() if name not in ("items", "biases"))
+    numbers = towers + min(2 * (WINDOW + 1) + 6, WORLD.num_items) * (4 + 1)
     for adaptive in ({}, {"adaptive_clipping": {"initial_norm": 0.5}}):
         model = build_model({"name": "two_tower", **settings_of(), **adaptive}, 1.0)
         shared = dict(model.init(catalogue_of(WORLD), KEY).shared)
